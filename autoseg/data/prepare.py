@@ -1,0 +1,120 @@
+"""One scan brought to the network's grid and scale, for training and for prediction alike.
+
+The order is nnU-Net's: arrange, crop to what is not zero, normalise, then resample.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoseg.documents.dataset import Case
+from autoseg.documents.labels import OUTSIDE
+from autoseg.documents.plan import Preparation
+from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
+from autoseg.image.geometry import nonzero_box
+from autoseg.image.intensity import normalise
+from autoseg.image.reading import read_header, read_image, read_labels
+from autoseg.image.resample import resample_image, resample_labels, resampled_shape
+
+BYTES_PER_VOXEL = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One scan on the network's grid, and how to get back."""
+
+    image: npt.NDArray[np.float32]
+    """(C, *axes), normalised and resampled."""
+    labels: npt.NDArray[np.int16] | None
+    """(*axes) class indices, -1 outside the nonzero region."""
+    info: dict[str, Any]
+    """Grid of the file, box of the crop, shapes and spacings on the way; plain JSON values."""
+
+
+def target_spacing(preparation: Preparation, own_mm: Sequence[float]) -> tuple[float, ...]:
+    """The spacing that a case of its own spacing is brought to, in plan axes."""
+    return tuple(
+        own if wanted is None else wanted
+        for wanted, own in zip(preparation.spacing_mm, own_mm, strict=True)
+    )
+
+
+def prepare(case: Case, preparation: Preparation) -> Prepared:
+    """Bring one scan (and its labels, if it has any) to the network's grid and scale.
+
+    Raises BadData if the files cannot be used.
+    """
+    volume, problems = read_image(case.images, preparation.axes)
+    raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
+    image = np.ascontiguousarray(volume.array, dtype=np.float32)
+    if len(image) != len(preparation.channels):
+        found = f"{len(image)} channels, the model was made for {len(preparation.channels)}"
+        fix = "give the same channels in the same order as in training"
+        raise BadData([Problem(case.id, "an image has the wrong number of channels", found, fix)])
+    classes = None
+    if case.label is not None:
+        labels, problems = read_labels(case.label, preparation.axes, volume.grid)
+        raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
+        classes = preparation.labels.to_classes(labels.array[0])
+    arranged_shape = image.shape[1:]
+    box, mask = (slice(None),) * 3, np.ones((1, 1, 1), bool)
+    if preparation.crop == "nonzero":
+        box, mask = nonzero_box(image)
+        image = np.ascontiguousarray(image[(slice(None), *box)])
+        mask = mask[box] if mask.shape == arranged_shape else np.ones(image.shape[1:], bool)
+        if classes is not None:
+            classes = classes[box].copy()
+            classes[~mask & (classes == 0)] = OUTSIDE
+    cropped_shape = image.shape[1:]
+    channels = preparation.channels
+    image = normalise(
+        image,
+        [c.scheme for c in channels],
+        [c.model_dump() for c in channels],
+        mask if any(c.use_mask for c in channels) else None,
+    )
+    target_mm = target_spacing(preparation, volume.spacing_mm)
+    shape = resampled_shape(cropped_shape, volume.spacing_mm, target_mm)
+    grids = {"spacing_mm": volume.spacing_mm, "target_mm": target_mm}
+    image = resample_image(
+        image, shape, **grids, order=preparation.image_order, order_z=preparation.image_order_z
+    )
+    if classes is not None:
+        classes = resample_labels(
+            classes,
+            shape,
+            **grids,
+            order=preparation.label_order,
+            order_z=preparation.label_order_z,
+        )
+    limits = [part.indices(size)[:2] for part, size in zip(box, arranged_shape, strict=True)]
+    info = {
+        "case": case.id,
+        "grid": volume.grid.to_dict(),
+        "axes": preparation.axes,
+        "arranged_shape": list(arranged_shape),
+        "box": [[int(a), int(b)] for a, b in limits],
+        "cropped_shape": list(cropped_shape),
+        "spacing_mm": list(volume.spacing_mm),
+        "target_mm": list(target_mm),
+    }
+    return Prepared(image, classes, info)
+
+
+def bytes_needed(case: Case, preparation: Preparation) -> int:
+    """Memory that preparing a case takes, from its header alone; 0 if that cannot be read."""
+    try:
+        header = read_header(case.images[0])
+    except (AutosegError, BadData):
+        return 0
+    before = prod(header.grid.shape)
+    own = header.grid.spacing_mm
+    finest = [s for s in preparation.spacing_mm if s is not None]
+    growth = prod(own) / prod(finest) if len(finest) == 3 else 1.0
+    after = int(before * max(growth, 1e-3))
+    channels = len(preparation.channels)
+    return BYTES_PER_VOXEL * (channels * (2 * before + 3 * after) + 2 * before + 3 * after)

@@ -1,0 +1,119 @@
+"""Worker processes that make the items of numbered steps, delivered in the order of the steps.
+
+The processes and queues are batchgenerators' MultiThreadedAugmenter: worker i makes the steps
+start + i, start + i + n, … and the queues are read in turn, so the order is fixed. Added here:
+clean starts of processes, the words of a worker's error, and workers that end with their parent
+(docs/decisions/0005-loading.md).
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+
+from autoseg.errors import AutosegError
+
+CACHED_PER_WORKER = 2
+WATCH_S = 1.0
+_starting = threading.Lock()
+
+
+class StepSource:
+    """The steps of one worker as batchgenerators' loaders see them; `produce` makes an item."""
+
+    def __init__(
+        self, produce: Callable[[int], dict[str, Any]], start: int, stop: int, workers: int
+    ) -> None:
+        self.produce, self.start, self.stop, self.workers = produce, start, stop, workers
+        self.parent = os.getpid()
+        self.steps: Iterator[int] = iter(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "steps": None}
+
+    def set_thread_id(self, index: int) -> None:
+        """Called once in each worker, before its first item."""
+        torch.set_num_threads(1)
+        # Ctrl-C reaches every process of the terminal; the parent decides when the work ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+        self.steps = iter(range(self.start + index, self.stop, self.workers))
+
+    def __iter__(self) -> "StepSource":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        step = next(self.steps)
+        try:
+            return self.produce(step)
+        except AutosegError as error:
+            self.steps = iter(())
+            return {"error": str(error)}
+
+
+def _end_with(parent: int) -> None:
+    """End this process once `parent` is gone, even if that was killed without a word."""
+    handle = multiprocessing.parent_process()
+    while os.getppid() == parent and (handle is None or handle.is_alive()):
+        time.sleep(WATCH_S)
+    os._exit(1)
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Processes started inside begin afresh instead of as a copy of this one.
+
+    A fork of a process with threads (torch's, a card's) can hang in the copy. The standard library
+    knows the way of starting only as a global setting, so it is put back afterwards.
+    """
+    with _starting:
+        before = multiprocessing.get_start_method(allow_none=True)
+        multiprocessing.set_start_method("spawn", force=True)
+        try:
+            yield
+        finally:
+            multiprocessing.set_start_method(before, force=True)
+
+
+class Loader:
+    """The items that `produce` makes of steps start … stop - 1, in order, from worker processes.
+
+    `produce` must pickle. Raises AutosegError with the words of a worker's error, or saying that a
+    worker died.
+    """
+
+    def __init__(
+        self, produce: Callable[[int], dict[str, Any]], start: int, stop: int, workers: int
+    ) -> None:
+        source = StepSource(produce, start, stop, workers)
+        with _spawning():
+            self._workers = MultiThreadedAugmenter(source, None, workers, CACHED_PER_WORKER)
+            self._workers.restart()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                item = next(self._workers)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise AutosegError(
+                    "a process that loads training patches died; its last words, if any, are "
+                    "above. If memory ran out, use fewer workers; a script that trains needs "
+                    'its `if __name__ == "__main__":` line'
+                ) from error
+            if "error" in item:
+                self.close()
+                raise AutosegError(item["error"])
+            yield item
+
+    def close(self) -> None:
+        """End the workers; nothing to do if they have ended."""
+        self._workers._finish()

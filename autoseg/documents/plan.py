@@ -1,0 +1,380 @@
+"""The plan: everything the later stages need to know, decided once, with a reason for each.
+
+Frozen, schema-numbered and readable. Only the planner makes one; a change is dump, patch, parse,
+under another name. It names things of the vocabularies ("plain", "strided"), never import paths.
+Tuples follow `axes`; lengths are mm; a 2D network's patch has two numbers, those of axes 1 and 2.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from autoseg.documents.document import Document, Frozen
+from autoseg.documents.labels import LabelSet
+from autoseg.errors import PlanError, nearest
+from autoseg.files import read_json, sha256_json
+
+SCHEMA: Literal[1] = 1
+AXES = re.compile(r"^(stored(:[ijk]{3})?|[RLAPSI]{3})$")
+
+Spatial = tuple[PositiveInt, ...]
+
+
+class ChannelScale(Document):
+    """How one channel's intensities are brought to a common scale (statistics of the foreground)."""
+
+    scheme: Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"]
+    use_mask: bool = False
+    mean: float | None = None
+    std: NonNegativeFloat | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+class Preparation(Document):
+    """All that a prepared case depends on; plans and configurations with one spec share the cases.
+
+    `spacing_mm[0]` is None where each case keeps its own through-plane spacing (2D).
+    """
+
+    version: PositiveInt = 1
+    axes: str
+    spacing_mm: tuple[PositiveFloat | None, PositiveFloat, PositiveFloat]
+    crop: Literal["nonzero", "none"] = "nonzero"
+    channels: tuple[ChannelScale, ...]
+    labels: LabelSet
+    image_order: Literal[0, 1, 3] = 3
+    image_order_z: Literal[0, 1, 3] = 0
+    label_order: Literal[0, 1] = 1
+    label_order_z: Literal[0, 1] = 0
+    separate_z_above: PositiveFloat = 3.0
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Preparation":
+        if not AXES.match(self.axes):
+            raise ValueError(
+                f'axes must be three letters such as "SAR", or "stored": {self.axes!r}'
+            )
+        return self
+
+    @property
+    def key(self) -> str:
+        """12 hex digits: the folder name of the cases prepared so."""
+        return sha256_json(self.dump())[:12]
+
+
+class Part(Document):
+    """One position of the U-Net sentence: a unit, and the wraps around it, innermost first."""
+
+    unit: str
+    wraps: tuple[str, ...] = ()
+
+
+class Level(Document):
+    """One resolution: `depth` units of `part` with `kernel`, `width` channels.
+
+    `stride` is the step from the level above (all ones at the finest).
+    """
+
+    part: Part
+    depth: PositiveInt
+    kernel: Spatial
+    width: PositiveInt
+    stride: Spatial
+
+
+class DecoderLevel(Document):
+    """One resolution on the way up; width and stride are those of the encoder level beside it."""
+
+    part: Part
+    depth: PositiveInt
+    kernel: Spatial
+
+
+class NetworkSpec(Document):
+    """The U-Net as a sentence: encoder levels finest first, bottleneck, decoder levels finest first."""
+
+    family: Literal["unet"] = "unet"
+    preset: str
+    in_channels: PositiveInt
+    classes: PositiveInt
+    encoder: tuple[Level, ...]
+    bottleneck: Level
+    decoder: tuple[DecoderLevel, ...]
+    stem: PositiveInt | None = None
+    """Width of one plain unit before the first encoder level (residual encoders have one)."""
+    down: str = "strided"
+    up: str = "transposed"
+    skip: str = "concat"
+    norm: Literal["instance", "batch", "group", "none"] = "instance"
+    activation: Literal["relu", "leaky_relu", "prelu", "mish", "gelu"] = "leaky_relu"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "NetworkSpec":
+        if len(self.decoder) != len(self.encoder) or not self.encoder:
+            raise ValueError(
+                f"{len(self.encoder)} encoder levels need as many decoder levels, "
+                f"found {len(self.decoder)}"
+            )
+        sizes = {len(x) for level in self.levels for x in (level.kernel, level.stride)}
+        sizes |= {len(level.kernel) for level in self.decoder}
+        if len(sizes) != 1 or not sizes <= {2, 3}:
+            raise ValueError("kernels and strides must all have 2 or all have 3 numbers")
+        if any(s != 1 for s in self.encoder[0].stride):
+            raise ValueError("the finest level's stride must be all ones")
+        if any(k % 2 == 0 for level in self.levels for k in level.kernel):
+            raise ValueError("kernels must be odd")
+        return self
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Encoder levels and the bottleneck, finest first."""
+        return (*self.encoder, self.bottleneck)
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.bottleneck.kernel)
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """What each axis of a patch must be a multiple of."""
+        return tuple(
+            prod(level.stride[axis] for level in self.levels) for axis in range(self.dimensions)
+        )
+
+
+class Sampling(Document):
+    """Which patches are shown. Class weights follow the foreground classes 1, 2, …; they sum to 1."""
+
+    foreground_share: float = Field(ge=0.0, le=1.0)
+    class_weights: tuple[NonNegativeFloat, ...]
+
+
+class Augmentation(Document):
+    """Probabilities and ranges of the random changes of a patch (nnU-Net's defaults, reference §1.17).
+
+    `dummy_2d` rotates and scales in the plane of axes 1 and 2 only.
+    """
+
+    rotation_p: float = 0.2
+    rotation_degrees: tuple[NonNegativeFloat, ...]
+    scale_p: float = 0.2
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.4)
+    dummy_2d: bool = False
+    noise_p: float = 0.1
+    noise_sigma: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 0.1)
+    blur_p: float = 0.2
+    blur_channel_p: float = 0.5
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
+    brightness_p: float = 0.15
+    brightness: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.25)
+    contrast_p: float = 0.15
+    contrast: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.25)
+    low_resolution_p: float = 0.25
+    low_resolution_channel_p: float = 0.5
+    low_resolution_zoom: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
+    gamma_inverted_p: float = 0.1
+    gamma_p: float = 0.3
+    gamma: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
+    mirror_axes: tuple[NonNegativeInt, ...]
+    """Axes of the patch that are flipped with probability 1/2 each, and at prediction."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Augmentation":
+        for name, value in self:
+            if name.endswith("_p") and not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability, found {value}")
+            if isinstance(value, tuple) and name in {
+                "scale", "noise_sigma", "blur_sigma", "brightness", "contrast",
+                "low_resolution_zoom", "gamma",
+            } and value[0] > value[1]:  # fmt: skip
+                raise ValueError(f"{name} runs from {value[0]} down to {value[1]}")
+        return self
+
+
+class Training(Document):
+    """How a fold is trained. One step is one batch; durations are steps."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    seed: NonNegativeInt = 12345
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: float = Field(0.99, ge=0.0, lt=1.0)
+    """SGD's Nesterov momentum, or AdamW's first beta."""
+    beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    weight_decay: NonNegativeFloat = 3e-5
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    warmup_steps: NonNegativeInt = 0
+    clip_norm: PositiveFloat | None = 12.0
+    dice_weight: NonNegativeFloat = 1.0
+    ce_weight: NonNegativeFloat = 1.0
+    batch_dice: bool = False
+    dice_smooth: PositiveFloat = 1e-5
+    supervision: tuple[NonNegativeFloat, ...]
+    """Weight of the loss at each decoder level, finest first; they sum to 1."""
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """0: no averaged weights; else validation and prediction use their moving average."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    layout: Literal["auto", "contiguous", "channels_last"] = "auto"
+    threads: PositiveInt | None = None
+    """CPU threads; None: chosen by measurement at the start of a run and kept in its journal."""
+    validate_every: PositiveInt = 250
+    validation_batches: PositiveInt = 10
+    save_every_s: PositiveFloat = 60.0
+    early_stop: PositiveInt | None = None
+    """Stop after this many validations without a better score; None: never."""
+
+
+class Prediction(Document):
+    """How a whole volume is segmented."""
+
+    tile_step: float = Field(0.5, gt=0.0, le=1.0)
+    sigma_scale: PositiveFloat = 0.125
+    mirror: bool = True
+    tile_batch: PositiveInt = 1
+
+
+class Configuration(Document):
+    """One network on one grid: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`."""
+
+    preparation: Preparation
+    patch_vox: Spatial
+    median_shape_vox: tuple[PositiveInt, PositiveInt, PositiveInt]
+    network: NetworkSpec
+    sampling: Sampling
+    augmentation: Augmentation
+    train: Training
+    predict: Prediction = Prediction()
+    previous: str | None = None
+    """The configuration whose predictions this one refines (cascade)."""
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.patch_vox)
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Configuration":
+        net = self.network
+        if net.dimensions != self.dimensions:
+            raise ValueError(
+                f"patch_vox has {self.dimensions} numbers, the network {net.dimensions} dimensions"
+            )
+        wrong = [
+            f"patch_vox[{axis}]={size} is not a multiple of {by}, the product of its strides"
+            for axis, (size, by) in enumerate(zip(self.patch_vox, net.divisor, strict=True))
+            if size % by
+        ]
+        if len(self.train.supervision) != len(net.decoder):
+            wrong.append(
+                f"train.supervision has {len(self.train.supervision)} weights for "
+                f"{len(net.decoder)} decoder levels"
+            )
+        if len(self.preparation.channels) > net.in_channels:
+            wrong.append("network.in_channels is smaller than the number of image channels")
+        if net.classes != self.preparation.labels.count:
+            wrong.append(f"network.classes must be {self.preparation.labels.count}")
+        if len(self.sampling.class_weights) != self.preparation.labels.count - 1:
+            wrong.append("sampling.class_weights needs one weight for each foreground class")
+        if any(axis >= self.dimensions for axis in self.augmentation.mirror_axes):
+            wrong.append(f"augmentation.mirror_axes must be below {self.dimensions}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class Plan(Document):
+    """Everything the later stages need to know, decided once."""
+
+    schema_number: Literal[1] = Field(1, alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    dataset: str
+    planner: Literal["autoseg", "nnunet"]
+    dimensions: Literal[2, 3]
+    channels: tuple[str, ...]
+    labels: LabelSet
+    gpu_memory_gb: PositiveFloat | None
+    """The card's memory that the patches were fitted to; None: planned for CPU cores."""
+    train_minutes: PositiveFloat | None
+    """The training time that the recipe was made for; None: the full schedule."""
+    pinned: Frozen[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Keys that a person fixed before the rules ran, and their values."""
+    configurations: Frozen[str, Configuration]
+    why: Frozen[str, str]
+    """Dotted key -> the reason of its value, in a sentence."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Plan":
+        wrong = [
+            f"why[{key!r}] explains no key of the plan" for key in self.why if not self.has(key)
+        ]
+        wrong += [
+            f"configurations.{name}.previous names {c.previous!r}, which is not in the plan"
+            for name, c in self.configurations.items()
+            if c.previous is not None and c.previous not in self.configurations
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def has(self, dotted: str) -> bool:
+        """Whether a dotted key such as `configurations.2d.patch_vox` names a value."""
+        here: Any = self
+        for step in dotted.split("."):
+            if isinstance(here, Mapping) and step in here:
+                here = here[step]
+            elif isinstance(here, Document) and step in type(here).model_fields:
+                here = getattr(here, step)
+            else:
+                return False
+        return True
+
+    def configuration(self, name: str) -> Configuration:
+        """Raises PlanError naming the configurations that there are."""
+        if name not in self.configurations:
+            raise PlanError(
+                f"plan {self.name!r} of {self.dataset} has no configuration {name!r}"
+                + nearest(name, list(self.configurations))
+            )
+        return self.configurations[name]
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Schema number -> the function that makes a decoded document of it one of the next."""
+
+
+def parse_plan(value: Mapping[str, Any], what: str) -> Plan:
+    """The plan in a decoded document of this or any older schema. Raises PlanError."""
+    document = dict(value)
+    schema = document.get("schema")
+    if not isinstance(schema, int):
+        raise PlanError(f"{what} has no schema number; it is no plan of autoseg")
+    if schema > SCHEMA:
+        raise PlanError(
+            f"{what} has schema {schema}, this autoseg knows up to {SCHEMA}; install a newer autoseg"
+        )
+    while document["schema"] < SCHEMA:
+        document = UPGRADES[document["schema"]](document)
+    return Plan.parse(document, what)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises AutosegError if it is missing, damaged or cannot work."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise PlanError(
+            f"{path} holds no JSON object; restore it, or plan again under a new --name"
+        )
+    return parse_plan(value, str(path))

@@ -1,0 +1,74 @@
+"""One training run of one fold: what it is (run.json), what was decided (journal), how it went.
+
+run.json holds the whole configuration, so that a fold's folder can be understood, continued and
+used for prediction without the plan that it came from.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from autoseg.documents.document import Document, Frozen
+from autoseg.documents.labels import LabelSet
+from autoseg.documents.plan import Configuration
+from autoseg.files import explaining, flush_folder, replacing
+
+
+class RunSpec(Document):
+    """What a fold's training is made of."""
+
+    schema_number: int = Field(1, alias="schema")
+    dataset: str
+    plan: str
+    configuration_name: str
+    run: str
+    fold: str
+    dimensions: int
+    channels: tuple[str, ...]
+    labels: LabelSet
+    configuration: Configuration
+    overrides: Frozen[str, Any]
+    """What `--set` changed against the plan's configuration."""
+    train_cases: tuple[str, ...]
+    validation_cases: tuple[str, ...]
+    intensity_ranges: tuple[tuple[float, float] | None, ...]
+    """Of each channel over the training set, to tell a foreign image at prediction."""
+    spacing_ranges_mm: tuple[tuple[float, float], ...]
+    """Of each plan axis over the training set."""
+    version: str
+    """The autoseg that made it."""
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add one JSON line and bring it to the disk before returning."""
+    with explaining(path, "write"), open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        handle.flush()
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a JSON-lines file; a last line that was cut short by a kill is left out."""
+    if not path.exists():
+        return
+    with explaining(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    for line in text.split("\n"):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a history back to the entries up to `step`, in one write, and return them."""
+    kept = [entry for entry in lines(path) if int(entry["step"]) <= step]
+    if path.exists():
+        with replacing(path) as half:
+            half.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        flush_folder(path.parent)
+    return kept

@@ -1,0 +1,77 @@
+"""Which cases train and which validate in each fold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.errors import AutosegError
+from autoseg.files import read_json
+
+FOLDS = 5
+SEED = 12345
+
+
+@dataclass(frozen=True)
+class Split:
+    """The case ids of one fold, sorted."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def kfold(cases: Sequence[str]) -> tuple[Split, ...]:
+    """Five shuffled folds over the sorted ids, the same as nnU-Net's (scikit-learn's KFold, 12345).
+
+    With fewer than five cases each is left out once; a single case validates itself.
+    """
+    ids = sorted(cases)
+    if len(ids) < 2:
+        return (Split(tuple(ids), tuple(ids)),)
+    order = np.arange(len(ids))
+    np.random.RandomState(SEED).shuffle(order)
+    splits = []
+    for held_out in np.array_split(order, min(FOLDS, len(ids))):
+        chosen = {ids[i] for i in held_out}
+        splits.append(
+            Split(tuple(i for i in ids if i not in chosen), tuple(i for i in ids if i in chosen))
+        )
+    return tuple(splits)
+
+
+def read_splits(path: Path, cases: Sequence[str]) -> tuple[Split, ...]:
+    """The folds of a splits file: a list of {"train": […], "val": […]}, as nnU-Net writes it.
+
+    Raises AutosegError for unknown cases, a case on both sides, or another shape of document.
+    """
+    value = read_json(path)
+    if not isinstance(value, list) or not value:
+        raise AutosegError(f'{path} must be a list of {{"train": […], "val": […]}}')
+    known = set(cases)
+    splits = []
+    for number, entry in enumerate(value):
+        if not isinstance(entry, dict) or not entry.get("train") or "val" not in entry:
+            raise AutosegError(f'{path}: fold {number} must hold "train" and "val" lists of ids')
+        train, held_out = (tuple(sorted(map(str, entry[key]))) for key in ("train", "val"))
+        strangers = sorted({*train, *held_out} - known)
+        if strangers:
+            raise AutosegError(
+                f"{path}: fold {number} names {strangers[0]!r}, which is no training case"
+            )
+        both = sorted(set(train) & set(held_out))
+        if both:
+            raise AutosegError(f"{path}: fold {number} has {both[0]!r} in train and in val")
+        splits.append(Split(train, held_out))
+    return tuple(splits)
+
+
+def split_of(fold: str, splits: Sequence[Split], cases: Sequence[str]) -> Split:
+    """The split of `fold` ("0", "1", … or "all"). Raises AutosegError naming the folds there are."""
+    if fold == "all":
+        ids = tuple(sorted(cases))
+        return Split(ids, ids)
+    if not fold.isdigit() or int(fold) >= len(splits):
+        there = ", ".join(str(i) for i in range(len(splits)))
+        raise AutosegError(f"there is no fold {fold!r}; the folds are {there}, or all")
+    return splits[int(fold)]

@@ -1,0 +1,134 @@
+"""Nrrd, MetaImage and Gipl through SimpleITK, whose LPS world is turned into RAS here.
+
+A file that cannot be used raises BadData with one Problem. Pixels with several components become
+channels. The image format is named to SimpleITK, so a wrong suffix does not matter.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - the name its users know
+from numpy.typing import NDArray
+
+from autoseg.errors import BadData, Problem, raise_fatal
+from autoseg.image.checks import check_affine
+from autoseg.image.volume import Grid, Header
+
+FORMATS = {
+    "nrrd": "NrrdImageIO",
+    "meta": "MetaImageIO",
+    "gipl": "GiplImageIO",
+    "png": "PNGImageIO",
+}
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_itk_header(path: Path, case: str, kind: str) -> Header:
+    """The header of a file of one of FORMATS; the voxels stay on disk."""
+    reader = _reader(path, kind)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, case, error) from error
+    return _header(reader, path, case)
+
+
+def read_itk(path: Path, case: str, kind: str) -> tuple[NDArray[Any], Header]:
+    """The voxels (C, i, j, k) in their stored type, and the header."""
+    reader = _reader(path, kind)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise _unreadable(path, case, error) from error
+    header = _header(image, path, case)
+    array = sitk.GetArrayFromImage(image)
+    components = image.GetNumberOfComponentsPerPixel()
+    i, j, k = header.grid.shape
+    return array.reshape(k, j, i, components).transpose(3, 2, 1, 0), header
+
+
+def write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:
+    """Write an array (C, i, j, k) on its grid; the suffix of `path` names the format."""
+    stored = array.transpose(3, 2, 1, 0)
+    vector = stored.shape[-1] > 1
+    image: Any = sitk.GetImageFromArray(
+        np.ascontiguousarray(stored if vector else stored[..., 0]), isVector=vector
+    )
+    affine = RAS_FROM_LPS @ np.asarray(grid.affine)
+    spacing_mm = np.asarray(grid.spacing_mm)
+    image.SetSpacing([float(value) for value in spacing_mm])
+    image.SetDirection([float(value) for value in (affine[:3, :3] / spacing_mm).ravel()])
+    image.SetOrigin([float(value) for value in affine[:3, 3]])
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _reader(path: Path, kind: str) -> Any:
+    new_reader: Any = sitk.ImageFileReader
+    reader = new_reader()
+    reader.SetImageIO(FORMATS[kind])
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _header(source: Any, path: Path, case: str) -> Header:
+    """The header from a reader or an image: both answer to the same questions."""
+    size = tuple(int(n) for n in source.GetSize())
+    if any(n > 1 for n in size[3:]):
+        raise BadData(
+            [
+                Problem(
+                    case,
+                    "the file holds several volumes (4D) where one is expected",
+                    f"{path}: size {' x '.join(str(n) for n in size)}",
+                    "split it into one file per volume, named _0000, _0001, ... for channels",
+                )
+            ]
+        )
+    axes = len(size)
+    used = min(axes, 3)
+    spacing_mm = np.asarray(source.GetSpacing(), dtype=np.float64)[:used]
+    direction = np.asarray(source.GetDirection(), dtype=np.float64).reshape(axes, axes)
+    lps = np.eye(4)
+    lps[:used, :used] = direction[:used, :used] * spacing_mm
+    lps[:used, 3] = np.asarray(source.GetOrigin(), dtype=np.float64)[:used]
+    affine = RAS_FROM_LPS @ lps
+    problems = tuple(check_affine(case, affine))
+    raise_fatal(problems)
+    shape = (*size[:used], *(1,) * (3 - used))
+    # A reader and an image give this one answer under two names.
+    in_image = isinstance(source, sitk.Image)
+    count = source.GetNumberOfComponentsPerPixel if in_image else source.GetNumberOfComponents
+    return Header(Grid.of(shape, affine), int(count()), _dtype_name(source), problems)
+
+
+def _dtype_name(source: Any) -> str:
+    """SimpleITK says "vector of 8-bit unsigned integer" and the like; numpy's name for it."""
+    kind = source.GetPixelIDValue()
+    names = {
+        "uint8": (sitk.sitkUInt8, sitk.sitkVectorUInt8),
+        "int8": (sitk.sitkInt8, sitk.sitkVectorInt8),
+        "uint16": (sitk.sitkUInt16, sitk.sitkVectorUInt16),
+        "int16": (sitk.sitkInt16, sitk.sitkVectorInt16),
+        "uint32": (sitk.sitkUInt32, sitk.sitkVectorUInt32),
+        "int32": (sitk.sitkInt32, sitk.sitkVectorInt32),
+        "uint64": (sitk.sitkUInt64, sitk.sitkVectorUInt64),
+        "int64": (sitk.sitkInt64, sitk.sitkVectorInt64),
+        "float32": (sitk.sitkFloat32, sitk.sitkVectorFloat32),
+        "float64": (sitk.sitkFloat64, sitk.sitkVectorFloat64),
+    }
+    return next((name for name, ids in names.items() if kind in ids), "unknown")
+
+
+def _unreadable(path: Path, case: str, error: RuntimeError) -> BadData:
+    reason = str(error).strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
+    return BadData(
+        [
+            Problem(
+                case,
+                "the file cannot be read",
+                f"{path}: {reason}",
+                "copy or export the file again; this one is damaged",
+            )
+        ]
+    )

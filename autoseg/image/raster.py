@@ -1,0 +1,226 @@
+"""Pictures: png, jpg, bmp and tif, which hold pixels but no place and no spacing.
+
+A picture of W x H pixels is the grid (W, H, 1) with spacing 1 and the identity affine. Grey
+pictures give one channel, coloured ones three; a palette is looked up for an image and left alone
+for a label map, where its numbers are the labels. Transparency is dropped, with a warning where it
+hid something. A tif of several equal pages is a volume. A file that cannot be used raises BadData.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from autoseg.errors import BadData, Problem
+from autoseg.image.itk import read_itk, read_itk_header
+from autoseg.image.volume import Grid, Header
+
+# Channels and stored type of each Pillow mode once transparency and palettes are resolved.
+MODES = {
+    "1": (1, "uint8"),
+    "L": (1, "uint8"),
+    "LA": (1, "uint8"),
+    "I": (1, "int32"),
+    "I;16": (1, "uint16"),
+    "I;16B": (1, "uint16"),
+    "I;16L": (1, "uint16"),
+    "F": (1, "float32"),
+}
+COLOUR = (3, "uint8")
+ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "La": "L", "RGBa": "RGB"}
+
+
+def read_raster_header(path: Path, case: str, kind: str) -> Header:
+    """The header of a picture; the pixels are not unpacked."""
+    if kind == "tiff":
+        return _tiff_header(path, case)
+    if _is_deep_colour(path, kind):
+        deep = read_itk_header(path, case, "png")
+        return Header(_grid(deep.grid.shape), min(deep.channels, 3), deep.dtype)
+    with _explained(path, case), Image.open(path) as picture:
+        channels, dtype = MODES.get(picture.mode, COLOUR)
+        return Header(_grid((*picture.size, 1)), channels, dtype)
+
+
+def read_raster(
+    path: Path, case: str, kind: str, *, labels: bool = False
+) -> tuple[NDArray[Any], Header]:
+    """The pixels (C, i, j, k) in their stored type, and the header; axis i runs along a row."""
+    if kind == "tiff":
+        return _read_tiff(path, case, labels)
+    if _is_deep_colour(path, kind):
+        deep, header = read_itk(path, case, "png")
+        return deep[:3], Header(_grid(header.grid.shape), min(header.channels, 3), header.dtype)
+    with _explained(path, case), Image.open(path) as picture:
+        pixels, problems = _pixels(picture, path, case, labels)
+    return _with_header(pixels[None], problems)
+
+
+def write_raster(path: Path, array: NDArray[Any]) -> None:
+    """Write integers (C, i, j, k), with one or three channels, as the suffix of `path` says."""
+    stored = array.transpose(3, 2, 1, 0)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        colour = stored.shape[-1] == 3
+        tifffile.imwrite(
+            path,
+            np.ascontiguousarray(stored if colour else stored[..., 0]),
+            photometric="rgb" if colour else "minisblack",
+        )
+        return
+    page = stored[0] if stored.shape[-1] == 3 else stored[0, ..., 0]
+    Image.fromarray(np.ascontiguousarray(page)).save(path)
+
+
+def _pixels(
+    picture: Image.Image, path: Path, case: str, labels: bool
+) -> tuple[NDArray[Any], tuple[Problem, ...]]:
+    """The pixels (H, W, C) of one page."""
+    problems: tuple[Problem, ...] = ()
+    if picture.mode in ALPHA:
+        alpha = np.asarray(picture.getchannel("A" if "A" in picture.mode else "a"))
+        if alpha.min() != alpha.max():
+            problems = (_transparent(path, case),)
+        picture = picture.convert(ALPHA[picture.mode])
+    if picture.mode in (*MODES, "RGB") or (picture.mode == "P" and labels):
+        pixels = np.asarray(picture)
+    else:
+        pixels = np.asarray(picture.convert("RGB"))
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    return (pixels if pixels.ndim == 3 else pixels[..., None]), problems
+
+
+def _transparent(path: Path, case: str) -> Problem:
+    return Problem(
+        case,
+        "transparency is dropped",
+        f"{path} has pixels of different opacity",
+        "flatten the picture if what the transparency hides must not be seen",
+        fatal=False,
+    )
+
+
+def _with_header(
+    pages: NDArray[Any], problems: tuple[Problem, ...] = ()
+) -> tuple[NDArray[Any], Header]:
+    """Pages (k, j, i, C) as (C, i, j, k) and their header."""
+    array = pages.transpose(3, 2, 1, 0)
+    header = Header(_grid(array.shape[1:]), array.shape[0], array.dtype.name, problems)
+    return array, header
+
+
+def _tiff_header(path: Path, case: str) -> Header:
+    with _explained(path, case), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        shape = _tiff_layout(series.axes, series.shape, path, case)
+        indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
+        channels = 3 if indexed or shape[3] == 4 else shape[3]
+        dtype = "uint8" if indexed or series.dtype == bool else series.dtype.name
+        return Header(_grid((shape[2], shape[1], shape[0])), channels, dtype)
+
+
+def _read_tiff(path: Path, case: str, labels: bool) -> tuple[NDArray[Any], Header]:
+    with _explained(path, case), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        shape = _tiff_layout(series.axes, series.shape, path, case)
+        indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
+        # Packing that tifffile cannot undo alone (LZW, JPEG), and palettes, are Pillow's.
+        alone = series.keyframe.compression in (1, 8, 32946) and not (indexed and not labels)
+        if alone and not (pages := _tiff_pages(series, shape)).dtype.hasobject:
+            problems: tuple[Problem, ...] = ()
+            if pages.shape[3] == 4:
+                if pages[..., 3].min() != pages[..., 3].max():
+                    problems = (_transparent(path, case),)
+                pages = pages[..., :3]
+            return _with_header(pages, problems)
+    with _explained(path, case), Image.open(path) as picture:
+        read = [_pixels(page, path, case, labels) for page in ImageSequence.Iterator(picture)]
+    return _with_header(np.stack([pixels for pixels, _ in read]), read[0][1])
+
+
+def _tiff_pages(series: Any, shape: tuple[int, int, int, int]) -> NDArray[Any]:
+    array = np.asarray(series.asarray())
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    axes: str = series.axes
+    colour = next((axes.index(letter) for letter in "SC" if letter in axes), None)
+    return (array if colour is None else np.moveaxis(array, colour, -1)).reshape(shape)
+
+
+def _tiff_layout(
+    axes: str, shape: tuple[int, ...], path: Path, case: str
+) -> tuple[int, int, int, int]:
+    """(pages, height, width, channels) of a tif series; anything richer is refused."""
+    sizes = dict(zip(axes, shape))
+    colours = sizes.pop("S", 1) * sizes.pop("C", 1)
+    height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
+    deep = {name: n for name, n in sizes.items() if n > 1}
+    if not height or not width or len(deep) > 1 or "T" in deep:
+        raise BadData(
+            [
+                Problem(
+                    case,
+                    "the file holds several volumes (4D) where one is expected",
+                    f"{path}: axes {axes}, size {' x '.join(str(n) for n in shape)}",
+                    "save one picture or one stack of slices per file",
+                )
+            ]
+        )
+    return (next(iter(deep.values()), 1), height, width, colours)
+
+
+def _is_deep_colour(path: Path, kind: str) -> bool:
+    """True for a png with 16 bits a colour, which Pillow would cut to 8: left to SimpleITK."""
+    if kind != "png":
+        return False
+    with path.open("rb") as file:
+        start = file.read(26)
+    return len(start) == 26 and start[24] == 16 and start[25] in (2, 4, 6)
+
+
+def _grid(shape: tuple[int, ...]) -> Grid:
+    return Grid.of(shape, np.eye(4), placed=False)
+
+
+@contextmanager
+def _explained(path: Path, case: str) -> Iterator[None]:
+    """Turns what the decoders raise into BadData, and lets large slides pass without a warning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except Image.DecompressionBombError as error:
+        raise BadData(
+            [
+                Problem(
+                    case,
+                    "the picture is too large to open at once",
+                    f"{path}: {error}",
+                    "cut it into tiles",
+                )
+            ]
+        ) from error
+    except (
+        UnidentifiedImageError,
+        tifffile.TiffFileError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+    ) as error:
+        raise BadData(
+            [
+                Problem(
+                    case,
+                    "the file cannot be read",
+                    f"{path}: {error}",
+                    "copy or export the file again; this one is damaged",
+                )
+            ]
+        ) from error

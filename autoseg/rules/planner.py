@@ -1,0 +1,247 @@
+"""In which order are the rules asked, and what plan do their answers make?
+
+The default planner starts from nnU-Net's rules and departs where measuring tells better: axes
+follow anatomy, class imbalance decides sampling, and without a card the network is fitted to the
+time and the cores. `planner="nnunet"` keeps nnU-Net's values everywhere. What a person pins is
+fixed first, the rest is decided around it.
+"""
+
+from math import prod
+from typing import Any
+
+from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.plan import Plan, parse_plan
+from autoseg.documents.presets import PRESETS, network_spec
+from autoseg.documents.settings import patched
+from autoseg.errors import PlanError
+from autoseg.rules import nnunet
+from autoseg.rules.budget import Budget, batch_size, fit_patch
+from autoseg.rules.decision import Decision, Size, Spacing
+from autoseg.rules.recipe import (
+    Fixed,
+    Recipe,
+    augmentation_for,
+    cpu_recipe,
+    gpu_recipe,
+    supervision_weights,
+    widths,
+)
+from autoseg.rules.sampling import ClassStatistics, Scene, sampling
+from autoseg.rules.topology import Topology, topology_for
+from autoseg.rules.world import CONFIGURATIONS, Ask, Pins, World, channel_scales, see_world
+
+
+def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) -> Plan:
+    """The plan for a fingerprint. Raises PlanError if a pinned value or the target cannot work.
+
+    `previous` is the plan that this one replaces: grids and intensity scales that have hardly
+    changed keep its values.
+    """
+    if ask.network not in PRESETS:
+        raise PlanError(f"there is no network {ask.network!r}; choose one of {', '.join(PRESETS)}")
+    pins, why = Pins(ask.pins), {}
+    world, reasons = see_world(fingerprint, ask, pins, previous)
+    channels, scale_reasons = channel_scales(fingerprint, ask, previous)
+    configurations: dict[str, Any] = {}
+    for name in CONFIGURATIONS if fingerprint.dimensions == 3 else ("2d",):
+        made, said = _configuration(name, fingerprint, ask, pins, world, channels)
+        configurations[name] = made
+        shared = {**reasons, **scale_reasons}
+        why.update({f"configurations.{name}.{key}": text for key, text in (shared | said).items()})
+        why.update({f"configurations.{name}.{key}": "pinned by you" for key in pins.rest(name)})
+    if ask.device.memory_gb is not None:
+        why["gpu_memory_gb"] = ask.device.why
+    document = {
+        "schema": 1,
+        "name": ask.name,
+        "dataset": fingerprint.dataset,
+        "planner": ask.planner,
+        "dimensions": fingerprint.dimensions,
+        "channels": fingerprint.channels,
+        "labels": world.labels.dump(),
+        "gpu_memory_gb": ask.device.memory_gb,
+        "train_minutes": ask.minutes,
+        "pinned": dict(ask.pins),
+        "configurations": configurations,
+        "why": why,
+    }
+    return parse_plan(document, f"the plan {ask.name!r}")
+
+
+def _configuration(
+    name: str,
+    fingerprint: Fingerprint,
+    ask: Ask,
+    pins: Pins,
+    world: World,
+    channels: list[dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One configuration as a document, and its reasons by key."""
+    flat = name == "2d"
+    spacing = world.spacing_mm[1:] if flat else world.spacing_mm
+    median = world.median_vox[1:] if flat else world.median_vox
+    dataset_vox = prod(world.median_vox) * len(fingerprint.cases)
+    recipe = _recipe(name, ask, pins, spacing, median, dataset_vox, fingerprint, world)
+    topology, batch = recipe.topology, recipe.batch_size
+    network = network_spec(
+        ask.network,
+        len(fingerprint.channels),
+        world.labels.count,
+        recipe.features.value,
+        topology.value.strides,
+        topology.value.kernels,
+        len(spacing),
+    )
+    whole = (1, *topology.value.patch_vox) if flat else topology.value.patch_vox
+    chosen = _sampling(name, fingerprint, ask, world, whole, batch.value)
+    augmentation, augmentation_why = augmentation_for(topology.value.patch_vox)
+    document: dict[str, Any] = {
+        "preparation": {
+            "axes": world.axes,
+            "spacing_mm": [None if flat else world.spacing_mm[0], *world.spacing_mm[1:]],
+            "channels": channels,
+            "labels": world.labels.dump(),
+        },
+        "patch_vox": topology.value.patch_vox,
+        "median_shape_vox": [max(1, round(n)) for n in world.median_vox],
+        "network": network.dump(),
+        "sampling": chosen[0],
+        "augmentation": augmentation,
+        "train": {
+            **recipe.training,
+            "batch_size": batch.value,
+            "batch_dice": chosen[1].value,
+            "supervision": supervision_weights(topology.value.levels - 1),
+        },
+        "predict": recipe.prediction,
+    }
+    reasons = {
+        "patch_vox": topology.why,
+        "train.batch_size": batch.why,
+        "train.batch_dice": chosen[1].why,
+        "network.encoder": recipe.features.why,
+        "augmentation": augmentation_why,
+        **chosen[2],
+        **recipe.why,
+    }
+    return patched(document, pins.rest(name)), reasons
+
+
+def _recipe(
+    name: str,
+    ask: Ask,
+    pins: Pins,
+    spacing: Spacing,
+    median: tuple[float, ...],
+    dataset_vox: float,
+    fingerprint: Fingerprint,
+    world: World,
+) -> Recipe:
+    """Patch, batch, width and schedule: by nnU-Net's budget on a card, by time on cores."""
+    inputs, outputs = len(fingerprint.channels), world.labels.count
+    preset = nnunet.PRESETS[ask.network]
+    fixed = Fixed(
+        topology=_pinned_patch(name, pins, spacing),
+        batch_size=pins.of(name, "batch_size"),
+        width=pins.of(name, "width"),
+        steps=pins.of(name, "steps"),
+    )
+    if ask.planner == "autoseg" and ask.device.memory_gb is None:
+        return cpu_recipe(
+            preset, spacing, median, dataset_vox, inputs, outputs,
+            fixed=fixed, minutes=ask.minutes, macs_per_s=ask.device.macs_per_s,
+        )  # fmt: skip
+    memory = ask.device.memory_gb or preset.memory_gb
+    budget = nnunet.element_budget(preset, len(spacing), inputs, outputs, memory)
+    topology = (
+        Decision(fixed.topology, "pinned by you")
+        if fixed.topology
+        else fit_patch(spacing, median, budget)
+    )
+    batch = _batch(fixed.batch_size, topology.value, budget, dataset_vox, preset)
+    width = widths(topology.value.levels, len(spacing), fixed.width)
+    return gpu_recipe(topology, batch, width, planner=ask.planner, fixed=fixed)
+
+
+def _pinned_patch(name: str, pins: Pins, spacing: Spacing) -> Topology | None:
+    """The topology of a pinned patch. Raises PlanError with the nearest patch that works."""
+    pinned = pins.of(name, "patch_vox")
+    if pinned is None:
+        return None
+    if not isinstance(pinned, list) or not all(isinstance(n, int) and n > 0 for n in pinned):
+        raise PlanError(f"patch_vox is pinned to {pinned!r}; give whole numbers, as [32,64,64]")
+    if len(pinned) != len(spacing):
+        if f"{name}.patch_vox" in pins.pins:
+            raise PlanError(f"{name}.patch_vox needs {len(spacing)} numbers, found {pinned}")
+        return None
+    topology = topology_for(tuple(pinned), spacing)
+    if topology.patch_vox != tuple(pinned):
+        raise PlanError(
+            f"patch_vox={pinned} does not suit {name}: the nearest that its levels divide is "
+            f"{list(topology.patch_vox)}"
+        )
+    if topology.levels < 2:
+        raise PlanError(f"patch_vox={pinned} is too small for {name}: no axis can be halved")
+    return topology
+
+
+def _sampling(
+    name: str, fingerprint: Fingerprint, ask: Ask, world: World, patch_vox: Size, batch: int
+) -> tuple[dict[str, Any], Decision[bool], dict[str, str]]:
+    """Which patches are shown and over what Dice is taken, and why."""
+    structures = world.labels.foreground
+    general = name == "2d"
+    if ask.planner == "nnunet":
+        why = "nnU-Net's value for every dataset."
+        return (
+            {"foreground_share": 1 / 3, "class_weights": [1 / len(structures)] * len(structures)},
+            Decision(general, "nnU-Net takes Dice over the batch in 2D, else per sample."),
+            {"sampling.foreground_share": why, "sampling.class_weights": why},
+        )
+    growth = [prod(own) / prod(world.spacing_mm) for own in world.spacings_mm]
+    shapes = tuple(
+        tuple(
+            max(1, round(n * a / b)) for n, a, b in zip(shape, own, world.spacing_mm, strict=True)
+        )
+        for shape, own in zip(world.shapes_vox, world.spacings_mm, strict=True)
+    )
+    classes = {}
+    for index, structure in enumerate(structures):
+        voxels, pieces = [], []
+        for case, factor in zip(fingerprint.cases, growth, strict=True):
+            voxels.append(round(case.label_voxels[index] * factor))
+            size = case.label_component_vox[index]
+            if size is not None:
+                pieces += [size * factor] * case.label_components[index]
+        classes[structure] = ClassStatistics(tuple(voxels), tuple(pieces))
+    scene = Scene(patch_vox, world.spacing_mm, shapes, classes, batch, general)
+    chosen = sampling(scene)
+    return (
+        {
+            "foreground_share": chosen.foreground_share.value,
+            "class_weights": [chosen.class_weights.value[s] for s in structures],
+        },
+        chosen.batch_dice,
+        {
+            "sampling.foreground_share": chosen.foreground_share.why,
+            "sampling.class_weights": chosen.class_weights.why,
+        },
+    )
+
+
+def _batch(
+    pinned: Any,
+    topology: Topology,
+    budget: Budget,
+    dataset_vox: float,
+    preset: nnunet.Preset,
+) -> Decision[int]:
+    if pinned is None:
+        return batch_size(topology, budget, dataset_vox, preset.largest_share)
+    cost = budget.cost_of(topology, pinned)
+    over = (
+        f"; it exceeds the budget of {budget.limit:.3g} {budget.unit}"
+        if cost > budget.limit
+        else ""
+    )
+    return Decision(int(pinned), f"pinned by you{over}")

@@ -1,0 +1,93 @@
+"""When a unit of work must be done again, and why.
+
+A unit is a case, a fold or an image. Its stamp hashes what it was made from and the slice of the
+plan that it reads, nothing more; equal stamps mean that the work need not be repeated. The stamp
+is written last, so a unit without one is half done.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autoseg.files import finite, read_json, sha256_json, write_json
+
+State = Literal["missing", "half done", "current", "stale"]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Why a unit is what it is.
+
+    `inputs` maps the name of what it was made from to a hash; `options` is the part of the plan
+    that it reads; `version` is raised by hand when a stage starts to mean something else.
+    """
+
+    stage: str
+    version: int
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """What stands for this unit among the inputs of the next."""
+        return sha256_json(asdict(self))
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self), durable=False)
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp in a file, or None if there is none. Raises AutosegError if it is damaged."""
+    if not path.exists():
+        return None
+    value = read_json(path)
+    return Stamp(value["stage"], value["version"], value["inputs"], value["options"])
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a unit stands, and why in a few words."""
+
+    state: State
+    why: str = ""
+
+
+def standing(path: Path, wanted: Stamp, *, begun: bool = False) -> Standing:
+    """How the unit whose stamp lies at `path` stands against the stamp that it should have.
+
+    `begun` says that something of it exists, which tells half done from missing.
+    """
+    old = read_stamp(path)
+    if old is None:
+        return Standing("half done") if begun else Standing("missing")
+    changes = differences(old, wanted)
+    return Standing("stale", "; ".join(changes)) if changes else Standing("current")
+
+
+def differences(old: Stamp, new: Stamp) -> list[str]:
+    """What changed from one stamp to the other, a phrase each; empty if they are equal."""
+    return [
+        f"{key} {_short(before)} → {_short(after)}"
+        for key, before, after in _changed(finite(asdict(old)), finite(asdict(new)), "")
+    ]
+
+
+def _changed(old: Any, new: Any, key: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            change
+            for name in names
+            for change in _changed(
+                old.get(name, "nothing"), new.get(name, "nothing"), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if old == new else [(key.removeprefix("options."), old, new)]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    if len(text) == 64 and all(c in "0123456789abcdef" for c in text):
+        return text[:8]
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,122 @@
+"""Predictions × references → report: every pair is compared on its own grid, case by case."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from autoseg.documents.dataset import suffix_of
+from autoseg.documents.labels import LabelSet
+from autoseg.documents.report import CaseScores, Report, build_report, label_scores
+from autoseg.errors import AutosegError, BadData, Problem, nearest
+from autoseg.files import explaining
+from autoseg.image.checks import check_label_values, check_same_grid
+from autoseg.image.metrics import TOLERANCE_MM, measure_labels
+from autoseg.image.reading import read_labels
+from autoseg.pool import over_units
+
+AS_ARRAYS = "stored"
+"""Scores do not depend on the axes; the file's order, slowest axis first, spares a copy."""
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """Case id -> label map, for the label maps of a folder. Raises AutosegError."""
+    with explaining(folder, "list"):
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    found: dict[str, Path] = {}
+    for name in names:
+        suffix = suffix_of(name)
+        if suffix and not name.startswith("."):
+            case = name[: -len(suffix)]
+            if case in found:
+                raise AutosegError(
+                    f"{folder} holds two label maps of {case}: {found[case].name} and {name}; keep one"
+                )
+            found[case] = folder / name
+    return found
+
+
+def pairs_of(predictions: Path, references: Mapping[str, Path]) -> dict[str, tuple[Path, Path]]:
+    """Case id -> (prediction, reference), for every prediction. Raises AutosegError."""
+    predicted = label_files(predictions)
+    if not predicted:
+        raise AutosegError(f"{predictions} holds no label map to evaluate")
+    for case in predicted:
+        if case not in references:
+            raise AutosegError(
+                f"{predicted[case]} has no reference{nearest(case, list(references))}"
+            )
+    return {case: (path, references[case]) for case, path in predicted.items()}
+
+
+def score_case(
+    pair: tuple[str, tuple[Path, Path]], *, labels: LabelSet, tolerance_mm: float, surfaces: bool
+) -> CaseScores:
+    """The scores of one prediction against its reference, both in label values."""
+    case, (predicted_path, reference_path) = pair
+    reference, problems = read_labels(reference_path, AS_ARRAYS)
+    predicted, more = read_labels(predicted_path, AS_ARRAYS, reference.grid)
+    problems += more
+    problems += check_same_grid(case, reference.grid, predicted.grid, AS_ARRAYS, "prediction")
+    for volume in (predicted, reference):
+        problems += check_label_values(case, volume.array, labels.values)
+    if any(p.fatal for p in problems):
+        raise BadData([p for p in problems if p.fatal])
+    scores = measure_labels(
+        predicted.array[0],
+        reference.array[0],
+        {name: (value,) for name, value in zip(labels.names[1:], labels.values[1:], strict=True)},
+        reference.spacing_mm,
+        dimensions=2 if reference.grid.dimensions == 2 else 3,
+        tolerance_mm=tolerance_mm,
+        surfaces=surfaces,
+    )
+    return CaseScores(
+        case=case,
+        labels={
+            name: label_scores(found.outcome, found.values, found.undefined)
+            for name, found in scores.items()
+        },
+    )
+
+
+def evaluate(
+    pairs: Mapping[str, tuple[Path, Path]],
+    labels: LabelSet,
+    *,
+    dataset: str,
+    tolerance_mm: float = TOLERANCE_MM,
+    surfaces: bool = True,
+    workers: int = 1,
+    made_by: Sequence[str | None] = (None, None, None),
+    fold: int | None = None,
+) -> Report:
+    """The report on `pairs` (case id -> prediction, reference). Raises BadData for all bad pairs.
+
+    `made_by` names plan, configuration and run.
+    """
+    score = partial(score_case, labels=labels, tolerance_mm=tolerance_mm, surfaces=surfaces)
+    scored: list[CaseScores] = []
+    failed: list[Problem] = []
+    with tqdm(total=len(pairs), desc="evaluate", unit="case", disable=None, leave=False) as bar:
+        for (case, _), outcome in over_units(score, list(pairs.items()), workers=workers):
+            bar.update()
+            if isinstance(outcome, BadData):
+                failed += outcome.problems
+            elif isinstance(outcome, AutosegError):
+                failed.append(Problem(case, "a label map cannot be read", str(outcome), "mend it"))
+            else:
+                scored.append(outcome)
+    if failed:
+        raise BadData(failed)
+    plan, configuration, run = made_by
+    return build_report(
+        scored,
+        dataset=dataset,
+        tolerance_mm=tolerance_mm,
+        plan=plan,
+        configuration=configuration,
+        run=run,
+        fold=fold,
+    )

@@ -1,0 +1,108 @@
+"""Fingerprint → plan: the rules are asked in order, and their values and reasons written down.
+
+What a person pins is fixed before the rules run, and the rest is decided around it. A generated
+plan is made again when the fingerprint changes; one that was edited by hand is never overwritten.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.plan import Plan, parse_plan, read_plan
+from autoseg.errors import Stale
+from autoseg.files import read_json, sha256_json, write_json
+from autoseg.rules.planner import Ask, Device, make_plan
+from autoseg.stage import Stamp, differences
+from autoseg.workspace import DatasetPlaces
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of the planner; kept beside the plan, so that it can be made again."""
+
+    planner: Literal["autoseg", "nnunet"] = "autoseg"
+    network: str = "plain"
+    gpu_memory_gb: float | None = None
+    minutes: float | None = None
+    pins: Mapping[str, Any] = field(default_factory=dict)
+
+
+def card_memory_gb() -> float | None:
+    """The memory of the first NVIDIA card in GB, or None; torch is asked only if there may be one."""
+    if not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0).total_memory / 2**30
+
+
+def device_for(request: Request, device: str | None) -> Device:
+    """What the plan is to be fitted to: a card of so much memory, or this machine's cores."""
+    if request.gpu_memory_gb is not None:
+        return Device(request.gpu_memory_gb, "given by you")
+    if device != "cpu" and (found := card_memory_gb()) is not None:
+        return Device(found, "the card that is there")
+    return Device(None, "no card is there")
+
+
+def current_plan(
+    places: DatasetPlaces,
+    fingerprint: Fingerprint,
+    name: str,
+    request: Request | None = None,
+    device: str | None = None,
+) -> Plan:
+    """The plan of this name, made or made again where needed.
+
+    Without a `request` an existing plan keeps the one it was made with. Raises Stale if a plan
+    that was edited by hand would have to change.
+    """
+    path, kept = places.plan(name), places.plan_stamp(name)
+    digest = sha256_json(fingerprint.dump())
+    old = read_json(kept) if kept.exists() else None
+    if path.exists():
+        edited = old is None or old["made"] != sha256_json(read_json(path))
+        if edited:
+            return _edited(path, name, request)
+        earlier = Stamp(**old["stamp"])
+        asked = request or Request(**earlier.options)
+        wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
+        reasons = differences(earlier, wanted)
+        if not reasons:
+            return read_plan(path)
+        log.info("plan %s of %s is made again: %s", name, places.name, "; ".join(reasons[:3]))
+        previous: Plan | None = read_plan(path)
+    else:
+        asked, previous = request or Request(), None
+        wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
+    ask = Ask(
+        name=name,
+        planner=asked.planner,
+        network=asked.network,
+        minutes=asked.minutes,
+        pins=asked.pins,
+        device=device_for(asked, device),
+    )
+    made = make_plan(fingerprint, ask, previous)
+    made.write(path)
+    write_json(kept, {"stamp": asdict(wanted), "made": sha256_json(made.dump())})
+    return made
+
+
+def _edited(path: Path, name: str, request: Request | None) -> Plan:
+    if request is not None and request != Request():
+        raise Stale(
+            f"plan {name!r} was edited by hand and is kept as it is; make another with "
+            f"`autoseg plan --name OTHER`, or remove {path}"
+        )
+    return parse_plan(read_json(path), str(path))

@@ -1,0 +1,202 @@
+"""Resampling against nnU-Net's procedure, written naively from skimage and scipy."""
+
+import numpy as np
+import pytest
+from batchgenerators.augmentations.utils import resize_segmentation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from skimage.transform import resize
+
+from autoseg.image.resample import (
+    axis_operator,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+    separate_axis,
+)
+
+ISO = (1.0, 1.0, 1.0)
+
+
+def skimage_resize(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    wide = array.astype(np.float64)
+    return resize(wide, shape, order, mode="edge", clip=True, anti_aliasing=False)
+
+
+def label_resize(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    out = skimage_resize(labels, shape, 0).astype(labels.dtype)
+    for value in np.unique(labels):
+        out[skimage_resize(labels == value, shape, 1) >= 0.5] = value
+    return out
+
+
+def between_slices(array: np.ndarray, n: int, axis: int, order: int) -> np.ndarray:
+    shape = list(array.shape)
+    shape[axis] = n
+    scale = [old / new for old, new in zip(array.shape, shape)]
+    grid = np.mgrid[tuple(slice(0, size) for size in shape)]
+    at = np.array([s * (g + 0.5) - 0.5 for s, g in zip(scale, grid)])
+    return ndimage.map_coordinates(array, at, order=order, mode="nearest")
+
+
+def by_slices(array, shape, axis, in_plane, order_z):
+    flat = tuple(n for a, n in enumerate(shape) if a != axis)
+    slices = [in_plane(part, flat) for part in np.moveaxis(array, axis, 0)]
+    stacked = np.stack(slices, axis=axis)
+    if stacked.shape[axis] == shape[axis]:
+        return stacked
+    return between_slices(stacked, shape[axis], axis, order_z)
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def blobs(shape: tuple[int, ...], values: list[int], seed: int) -> np.ndarray:
+    smooth = ndimage.gaussian_filter(noise(shape, seed), 1.5)
+    ranks = np.digitize(smooth, np.quantile(smooth, np.linspace(0, 1, len(values) + 1)[1:-1]))
+    return np.asarray(values, dtype=np.int16)[ranks]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize(("n_in", "n_out"), [(7, 7), (1, 5), (9, 1), (10, 23), (23, 10), (8, 16)])
+def test_axis_operator_is_skimage_in_one_dimension(n_in: int, n_out: int, order: int) -> None:
+    line = np.random.default_rng(3).normal(size=n_in)
+    expected = resize(line, (n_out,), order, mode="edge", clip=False, anti_aliasing=False)
+    operator = axis_operator(n_in, n_out, order)
+    np.testing.assert_allclose(operator @ line, expected, atol=1e-12)
+    assert not operator.flags.writeable
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(
+    "shape", [(20, 33, 17), (9, 12, 14), (12, 31, 8), (10, 20, 200), (10, 20, 14)]
+)
+def test_image_equals_skimage(shape: tuple[int, int, int], order: int) -> None:
+    image = noise((2, 10, 20, 14))
+    out = resample_image(image, shape, spacing_mm=ISO, target_mm=ISO, order=order)
+    assert out.dtype == np.float32
+    for channel, result in zip(image, out):
+        np.testing.assert_allclose(result, skimage_resize(channel, shape, order), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(130, 9, 8), (9, 300, 8), (9, 8, 131), (60, 8, 9)])
+def test_long_axes_are_cut_into_blocks_without_a_seam(shape: tuple[int, int, int]) -> None:
+    image = noise((1, 170, 8, 9) if shape[0] == 60 else (1, 9, 8, 70))
+    out = resample_image(image, shape, spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_allclose(out[0], skimage_resize(image[0], shape, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("order_z", [0, 1])
+@pytest.mark.parametrize("coarse", [5, 6, 11, 17])
+def test_a_coarse_axis_goes_apart(axis: int, order_z: int, coarse: int) -> None:
+    spacing = tuple(5.0 if a == axis else 1.0 for a in range(3))
+    shape = tuple(coarse if a == axis else n for a, n in enumerate((15, 9, 13)))
+    size = [10, 12, 11]
+    size[axis] = 6
+    image = noise((1, *size), seed=coarse)
+    out = resample_image(image, shape, spacing_mm=spacing, target_mm=ISO, order_z=order_z)
+    wide = image[0].astype(np.float64)
+    expected = by_slices(wide, shape, axis, lambda a, s: skimage_resize(a, s, 3), order_z)
+    np.testing.assert_allclose(out[0], expected, atol=1e-5)
+
+
+def test_an_image_in_a_slice_and_an_unchanged_shape() -> None:
+    image = noise((3, 1, 12, 10))
+    out = resample_image(image, (1, 17, 7), spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_allclose(out[1, 0], skimage_resize(image[1, 0], (17, 7), 3), atol=1e-5)
+    same = resample_image(image, (1, 12, 10), spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_array_equal(same, image)
+    assert not np.shares_memory(same, image)
+
+
+def test_views_and_integers_are_resampled_as_well() -> None:
+    image = (100 * noise((1, 8, 9, 10))).astype(np.int16)[:, ::-1].transpose(0, 3, 1, 2)
+    out = resample_image(image, (5, 11, 12), spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_allclose(out[0], skimage_resize(image[0], (5, 11, 12), 3), atol=1e-3)
+
+
+shapes = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
+
+
+@given(shapes, shapes, st.integers(0, 1000), st.sampled_from([[0, 1], [0, 1, 2], [-1, 0, 3, 7]]))
+@settings(max_examples=150, deadline=None)
+def test_labels_equal_the_naive_rule(
+    shape: tuple[int, int, int], wanted: tuple[int, int, int], seed: int, values: list[int]
+) -> None:
+    labels = np.random.default_rng(seed).choice(np.asarray(values, dtype=np.int8), shape)
+    out = resample_labels(labels, wanted, spacing_mm=ISO, target_mm=ISO)
+    assert out.dtype == labels.dtype
+    expected = labels if shape == wanted else label_resize(labels, wanted)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("wanted", [(10, 10, 10), (40, 40, 40), (13, 31, 20), (30, 27, 23)])
+def test_smooth_labels_equal_the_naive_rule_and_batchgenerators(
+    wanted: tuple[int, int, int],
+) -> None:
+    labels = blobs((20, 20, 20), [-1, 0, 1, 2, 5], seed=sum(wanted))
+    out = resample_labels(labels, wanted, spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_array_equal(out, label_resize(labels, wanted))
+    scores = np.stack([skimage_resize(labels == value, wanted, 1) for value in np.unique(labels)])
+    clear = scores.max(axis=0) > 0.5 + 1e-9
+    assert clear.mean() > 0.4
+    theirs = resize_segmentation(labels, wanted, order=1)
+    np.testing.assert_array_equal(out[clear], theirs[clear])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("coarse", [4, 6, 7, 15])
+def test_labels_with_a_coarse_axis_never_mix_slices(axis: int, coarse: int) -> None:
+    spacing = tuple(5.0 if a == axis else 1.0 for a in range(3))
+    shape = tuple(coarse if a == axis else n for a, n in enumerate((15, 9, 18)))
+    size = [10, 12, 9]
+    size[axis] = 6
+    labels = blobs(tuple(size), [0, 1, 2], seed=coarse)
+    out = resample_labels(labels, shape, spacing_mm=spacing, target_mm=ISO)
+    np.testing.assert_array_equal(out, by_slices(labels, shape, axis, label_resize, 0))
+
+
+def test_order_0_takes_the_nearest_label() -> None:
+    labels = blobs((9, 10, 11), [0, 2, 9], seed=4)
+    out = resample_labels(labels, (14, 5, 17), spacing_mm=ISO, target_mm=ISO, order=0)
+    np.testing.assert_array_equal(out, skimage_resize(labels, (14, 5, 17), 0))
+
+
+def test_no_value_is_invented_where_many_labels_meet() -> None:
+    labels = np.array([[[1, 2], [3, 4]]], dtype=np.uint8)
+    out = resample_labels(labels, (1, 1, 1), spacing_mm=ISO, target_mm=ISO)
+    assert out.item() in (1, 2, 3, 4)
+
+
+def test_what_labels_cannot_do_is_refused() -> None:
+    labels = np.zeros((2, 2, 2), dtype=np.uint8)
+    with pytest.raises(ValueError, match="order 0 or 1"):
+        resample_labels(labels, (3, 3, 3), spacing_mm=ISO, target_mm=ISO, order=3)
+    with pytest.raises(ValueError, match="three spatial axes"):
+        resample_labels(labels[0], (3, 3), spacing_mm=ISO, target_mm=ISO)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target", "axis"),
+    [
+        ((5, 1, 1), (1, 1, 1), 0),
+        ((1, 1, 5), (6, 1, 1), 2),
+        ((1, 1, 1), (1, 4, 1), 1),
+        ((3, 1, 1), (1, 1, 1), None),
+        ((3.01, 1, 1), (1, 1, 1), 0),
+        ((0.24, 1.25, 1.25), (1, 1, 1), None),
+        ((0.24, 1.25, 1.2500001), (1, 1, 9), None),
+        ((1, 1, 1), (0.24, 1.25, 1.25), None),
+        ((2, 2, 2), (2, 2, 2), None),
+    ],
+)
+def test_separate_axis_is_nnunets_rule(spacing, target, axis: int | None) -> None:
+    assert separate_axis(spacing, target) == axis
+
+
+def test_resampled_shape_rounds_half_to_even_and_keeps_a_voxel() -> None:
+    assert resampled_shape((5, 7, 100), (1, 1, 0.7), (2, 2, 1.1)) == (2, 4, 64)
+    assert resampled_shape((1, 10, 10), (1, 1, 1), (9, 1, 0.5)) == (1, 10, 20)
