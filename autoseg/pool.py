@@ -42,12 +42,12 @@ def free_bytes() -> int:
     with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo") as lines:
         row = next(line for line in lines if line.startswith("MemAvailable:"))
         free = int(row.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):
-        with (
-            open("/sys/fs/cgroup/memory.max") as limit,
-            open("/sys/fs/cgroup/memory.current") as now,
-        ):
-            free = min(free, int(limit.read()) - int(now.read()))
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/sys/fs/cgroup/memory.max") as limit,
+        open("/sys/fs/cgroup/memory.current") as now,
+    ):
+        free = min(free, int(limit.read()) - int(now.read()))
     return max(free, 256 << 20)
 
 

@@ -6,6 +6,7 @@ workers augment too; for a card they only read, and the augmentation runs on the
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from autoseg.data.augment import (
 )
 from autoseg.data.sampling import VALIDATION, Cases, Draw, draw_batch
 from autoseg.data.store import StoredCase, read_patch
-from autoseg.data.workers import Loader
+from autoseg.data.workers import Item, Loader
 from autoseg.documents.plan import Augmentation, Configuration, Sampling
 from autoseg.errors import AutosegError
 
@@ -107,40 +108,40 @@ def _read(
     return RawSample(image, labels, start_read, parameters)
 
 
-def augmented(samples: Sequence[RawSample], spec: BatchSpec, device: torch.device) -> Batch:
-    """The batch made from what was read, augmented on `device`."""
-    ready = uploaded(samples, device)
-    parameters = [s.parameters for s in samples]
-    if device.type != "cpu":
-        return apply(ready, parameters, spec.patch_vox, spec.masked_channels)
-    with one_thread():
-        return apply(ready, parameters, spec.patch_vox, spec.masked_channels)
+def packed(samples: Sequence[RawSample]) -> Item:
+    """The samples as two long tensors and what is needed to part them: two transfers, not many."""
+    return {
+        "images": torch.cat([torch.from_numpy(s.image).reshape(-1) for s in samples]),
+        "labels": torch.cat([torch.from_numpy(s.labels).reshape(-1) for s in samples]),
+        "boxes": [s.labels.shape for s in samples],
+        "shifts": [s.shift for s in samples],
+        "parameters": [s.parameters for s in samples],
+    }
 
 
-def uploaded(samples: Sequence[RawSample], device: torch.device) -> list[Sample]:
-    """The samples as tensors on `device`; a card gets them in two transfers from pinned memory."""
-    images = [torch.from_numpy(s.image) for s in samples]
-    labels = [torch.from_numpy(s.labels) for s in samples]
+def unpacked(item: Item, device: torch.device) -> list[Sample]:
+    """The samples of `packed`, on `device`; a card gets them from pinned memory."""
+    images, labels = torch.as_tensor(item["images"]), torch.as_tensor(item["labels"])
     if device.type == "cuda":
-        images, labels = _in_one(images, device), _in_one(labels, device)
-    return [
-        Sample(image, label, s.shift)
-        for image, label, s in zip(images, labels, samples, strict=True)
-    ]
+        images = images.pin_memory().to(device, non_blocking=True)
+        labels = labels.pin_memory().to(device, non_blocking=True)
+    channels = images.numel() // labels.numel()
+    samples, start = [], 0
+    for box, shift in zip(item["boxes"], item["shifts"], strict=True):
+        stop = start + prod(box)
+        image = images[channels * start : channels * stop].view(channels, *box)
+        samples.append(Sample(image, labels[start:stop].view(box), shift))
+        start = stop
+    return samples
 
 
-def _in_one(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    kind = tensors[0].dtype if tensors[0].is_floating_point() else torch.int16
-    sizes = [t.numel() for t in tensors]
-    pinned = torch.empty(sum(sizes), dtype=kind, pin_memory=True)
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    for tensor, start, n in zip(tensors, starts, sizes, strict=True):
-        pinned[start : start + n].copy_(tensor.reshape(-1))
-    there = pinned.to(device, non_blocking=True)
-    return [
-        there[start : start + n].view(tensor.shape)
-        for tensor, start, n in zip(tensors, starts, sizes, strict=True)
-    ]
+def augmented(item: Item, spec: BatchSpec, device: torch.device) -> Batch:
+    """The batch made from what was read and packed, augmented on `device`."""
+    samples = unpacked(item, device)
+    if device.type != "cpu":
+        return apply(samples, item["parameters"], spec.patch_vox, spec.masked_channels)
+    with one_thread():
+        return apply(samples, item["parameters"], spec.patch_vox, spec.masked_channels)
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,12 @@ class Produce:
     spec: BatchSpec
     augment: bool
 
-    def __call__(self, step: int) -> dict[str, Any]:
-        samples = read_step(self.cases, self.spec, step)
+    def __call__(self, step: int) -> Item:
+        item = packed(read_step(self.cases, self.spec, step))
         if not self.augment:
-            return {"samples": samples}
-        images, labels = augmented(samples, self.spec, torch.device("cpu"))
-        return {"images": images.numpy(), "labels": labels.to(torch.int16).numpy()}
+            return item
+        images, labels = augmented(item, self.spec, torch.device("cpu"))
+        return {"images": images, "labels": labels.to(torch.int16)}
 
 
 class Batches:
@@ -202,10 +203,10 @@ class Batches:
         finally:
             self.close()
 
-    def _finished(self, item: dict[str, Any]) -> Batch:
-        if "samples" in item:
-            return augmented(item["samples"], self.spec, self.device)
-        images, labels = torch.from_numpy(item["images"]), torch.from_numpy(item["labels"])
+    def _finished(self, item: Item) -> Batch:
+        if "parameters" in item:
+            return augmented(item, self.spec, self.device)
+        images, labels = torch.as_tensor(item["images"]), torch.as_tensor(item["labels"])
         return images.to(self.device), labels.to(self.device, torch.int64)
 
     def close(self) -> None:
@@ -234,4 +235,4 @@ def validation_batches(
             cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step, VALIDATION
         )
         samples = [_read(cases[d.case], d, spec.patch_vox, UNCHANGED) for d in draws]
-        yield augmented(samples, spec, where)
+        yield augmented(packed(samples), spec, where)

@@ -15,7 +15,7 @@ from autoseg.documents.dataset import Case
 from autoseg.documents.labels import OUTSIDE
 from autoseg.documents.plan import Preparation
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
-from autoseg.image.geometry import nonzero_box
+from autoseg.image.geometry import Box, nonzero_box
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.image.resample import resample_image, resample_labels, resampled_shape
@@ -61,11 +61,12 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
         raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
         classes = preparation.labels.to_classes(labels.array[0])
     arranged_shape = image.shape[1:]
-    box, mask = (slice(None),) * 3, np.ones((1, 1, 1), bool)
+    ranges = [[float(channel.min()), float(channel.max())] for channel in image]
+    box: Box = (slice(None), slice(None), slice(None))
+    mask = np.ones((1, 1, 1), bool)
     if preparation.crop == "nonzero":
         box, mask = nonzero_box(image)
         image = np.ascontiguousarray(image[(slice(None), *box)])
-        mask = mask[box] if mask.shape == arranged_shape else np.ones(image.shape[1:], bool)
         if classes is not None:
             classes = classes[box].copy()
             classes[~mask & (classes == 0)] = OUTSIDE
@@ -90,7 +91,7 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
             **grids,
             order=preparation.label_order,
             order_z=preparation.label_order_z,
-        )
+        ).astype(np.int16, copy=False)
     limits = [part.indices(size)[:2] for part, size in zip(box, arranged_shape, strict=True)]
     info = {
         "case": case.id,
@@ -101,6 +102,7 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
         "cropped_shape": list(cropped_shape),
         "spacing_mm": list(volume.spacing_mm),
         "target_mm": list(target_mm),
+        "intensity_ranges": ranges,
     }
     return Prepared(image, classes, info)
 

@@ -11,14 +11,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 
 from autoseg.errors import AutosegError
+
+Item = dict[str, Any]
+"""What one step gives; its tensors travel as arrays."""
 
 CACHED_PER_WORKER = 2
 WATCH_S = 1.0
@@ -28,9 +34,7 @@ _starting = threading.Lock()
 class StepSource:
     """The steps of one worker as batchgenerators' loaders see them; `produce` makes an item."""
 
-    def __init__(
-        self, produce: Callable[[int], dict[str, Any]], start: int, stop: int, workers: int
-    ) -> None:
+    def __init__(self, produce: Callable[[int], Item], start: int, stop: int, workers: int) -> None:
         self.produce, self.start, self.stop, self.workers = produce, start, stop, workers
         self.parent = os.getpid()
         self.steps: Iterator[int] = iter(())
@@ -49,13 +53,16 @@ class StepSource:
     def __iter__(self) -> "StepSource":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Item:
         step = next(self.steps)
         try:
-            return self.produce(step)
+            item = self.produce(step)
         except AutosegError as error:
             self.steps = iter(())
             return {"error": str(error)}
+        # through the pipe: torch would use shared memory, of which a container may have little,
+        # and file handles, which end with a worker that is closed early
+        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in item.items()}
 
 
 def _end_with(parent: int) -> None:
@@ -89,15 +96,18 @@ class Loader:
     worker died.
     """
 
-    def __init__(
-        self, produce: Callable[[int], dict[str, Any]], start: int, stop: int, workers: int
-    ) -> None:
+    def __init__(self, produce: Callable[[int], Item], start: int, stop: int, workers: int) -> None:
         source = StepSource(produce, start, stop, workers)
         with _spawning():
             self._workers = MultiThreadedAugmenter(source, None, workers, CACHED_PER_WORKER)
             self._workers.restart()
+        threading.Thread(
+            target=_abort_when_one_dies,
+            args=(list(self._workers._processes), self._workers.abort_event),
+            daemon=True,
+        ).start()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Item]:
         while True:
             try:
                 item = next(self._workers)
@@ -117,3 +127,13 @@ class Loader:
     def close(self) -> None:
         """End the workers; nothing to do if they have ended."""
         self._workers._finish()
+
+
+def _abort_when_one_dies(workers: Sequence[BaseProcess], abort: Event) -> None:
+    """Make the consumer stop waiting once a worker has ended, for whatever reason.
+
+    batchgenerators looks after its workers only between two messages, and would wait for ever on
+    one that was killed in the middle of a message.
+    """
+    connection.wait([worker.sentinel for worker in workers])
+    abort.set()

@@ -40,9 +40,10 @@ def read_raster_header(path: Path, case: str, kind: str) -> Header:
     """The header of a picture; the pixels are not unpacked."""
     if kind == "tiff":
         return _tiff_header(path, case)
-    if _is_deep_colour(path, kind):
+    if _is_deep_colour(path, case, kind):
         deep = read_itk_header(path, case, "png")
-        return Header(_grid(deep.grid.shape), min(deep.channels, 3), deep.dtype)
+        channels = deep.channels - _has_alpha("S", deep.channels)
+        return Header(_grid(deep.grid.shape), channels, deep.dtype)
     with _explained(path, case), Image.open(path) as picture:
         channels, dtype = MODES.get(picture.mode, COLOUR)
         return Header(_grid((*picture.size, 1)), channels, dtype)
@@ -54,9 +55,9 @@ def read_raster(
     """The pixels (C, i, j, k) in their stored type, and the header; axis i runs along a row."""
     if kind == "tiff":
         return _read_tiff(path, case, labels)
-    if _is_deep_colour(path, kind):
-        deep, header = read_itk(path, case, "png")
-        return deep[:3], Header(_grid(header.grid.shape), min(header.channels, 3), header.dtype)
+    if _is_deep_colour(path, case, kind):
+        deep = read_itk(path, case, "png")[0].transpose(3, 2, 1, 0)
+        return _with_header(*_opaque(deep, "S", path, case))
     with _explained(path, case), Image.open(path) as picture:
         pixels, problems = _pixels(picture, path, case, labels)
     return _with_header(pixels[None], problems)
@@ -120,7 +121,7 @@ def _tiff_header(path: Path, case: str) -> Header:
         series = file.series[0]
         shape = _tiff_layout(series.axes, series.shape, path, case)
         indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
-        channels = 3 if indexed or shape[3] == 4 else shape[3]
+        channels = 3 if indexed else shape[3] - _has_alpha(series.axes, shape[3])
         dtype = "uint8" if indexed or series.dtype == bool else series.dtype.name
         return Header(_grid((shape[2], shape[1], shape[0])), channels, dtype)
 
@@ -132,13 +133,8 @@ def _read_tiff(path: Path, case: str, labels: bool) -> tuple[NDArray[Any], Heade
         indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
         # Packing that tifffile cannot undo alone (LZW, JPEG), and palettes, are Pillow's.
         alone = series.keyframe.compression in (1, 8, 32946) and not (indexed and not labels)
-        if alone and not (pages := _tiff_pages(series, shape)).dtype.hasobject:
-            problems: tuple[Problem, ...] = ()
-            if pages.shape[3] == 4:
-                if pages[..., 3].min() != pages[..., 3].max():
-                    problems = (_transparent(path, case),)
-                pages = pages[..., :3]
-            return _with_header(pages, problems)
+        if alone:
+            return _with_header(*_opaque(_tiff_pages(series, shape), series.axes, path, case))
     with _explained(path, case), Image.open(path) as picture:
         read = [_pixels(page, path, case, labels) for page in ImageSequence.Iterator(picture)]
     return _with_header(np.stack([pixels for pixels, _ in read]), read[0][1])
@@ -153,15 +149,31 @@ def _tiff_pages(series: Any, shape: tuple[int, int, int, int]) -> NDArray[Any]:
     return (array if colour is None else np.moveaxis(array, colour, -1)).reshape(shape)
 
 
+def _has_alpha(axes: str, samples: int) -> bool:
+    """True where the last of the samples in a pixel is its opacity: grey or colour and one more."""
+    return "S" in axes and samples in (2, 4)
+
+
+def _opaque(
+    pages: NDArray[Any], axes: str, path: Path, case: str
+) -> tuple[NDArray[Any], tuple[Problem, ...]]:
+    """Pages (k, j, i, C) without their opacity, and a warning if it was not the same all over."""
+    if not _has_alpha(axes, pages.shape[3]):
+        return pages, ()
+    same = pages[..., -1].min() == pages[..., -1].max()
+    return pages[..., :-1], () if same else (_transparent(path, case),)
+
+
 def _tiff_layout(
     axes: str, shape: tuple[int, ...], path: Path, case: str
 ) -> tuple[int, int, int, int]:
     """(pages, height, width, channels) of a tif series; anything richer is refused."""
-    sizes = dict(zip(axes, shape))
-    colours = sizes.pop("S", 1) * sizes.pop("C", 1)
-    height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
-    deep = {name: n for name, n in sizes.items() if n > 1}
-    if not height or not width or len(deep) > 1 or "T" in deep:
+    named = dict(zip(axes, shape))
+    colours = named.get("S", 1) * named.get("C", 1)
+    height, width = named.get("Y", 0), named.get("X", 0)
+    # A list, not the dict: a stack of stacks has the unnamed axis "Q" twice.
+    deep = [(name, n) for name, n in zip(axes, shape) if name not in "SCYX" and n > 1]
+    if not height or not width or len(deep) > 1 or any(name == "T" for name, _ in deep):
         raise BadData(
             [
                 Problem(
@@ -172,16 +184,19 @@ def _tiff_layout(
                 )
             ]
         )
-    return (next(iter(deep.values()), 1), height, width, colours)
+    return (deep[0][1] if deep else 1, height, width, colours)
 
 
-def _is_deep_colour(path: Path, kind: str) -> bool:
+def _is_deep_colour(path: Path, case: str, kind: str) -> bool:
     """True for a png with 16 bits a colour, which Pillow would cut to 8: left to SimpleITK."""
     if kind != "png":
         return False
     with path.open("rb") as file:
-        start = file.read(26)
-    return len(start) == 26 and start[24] == 16 and start[25] in (2, 4, 6)
+        depth, colour_type = (*file.read(26)[24:], 0, 0)[:2]
+    if (depth, colour_type) == (16, 4):
+        what, found = "16-bit grey with transparency cannot be read", f"{path}: png colour type 4"
+        raise BadData([Problem(case, what, found, "save the picture without transparency")])
+    return depth == 16 and colour_type in (2, 6)
 
 
 def _grid(shape: tuple[int, ...]) -> Grid:

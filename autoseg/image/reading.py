@@ -66,7 +66,7 @@ MAGIC = {
     b"MM\0+": "tiff",
     b"NRRD": "nrrd",
 }
-GIPL_MAGIC = (bytes.fromhex("2ae389b8"), bytes.fromhex("effffd70"), bytes.fromhex("effff008"))
+GIPL_MAGIC = (bytes.fromhex("2ae389b8"), bytes.fromhex("efffe9b0"))
 
 
 def suffix_of(path: Path) -> str | None:
@@ -160,6 +160,14 @@ def read_labels(path: Path, axes: str, grid: Grid | None = None) -> tuple[Volume
     return Volume(np.ascontiguousarray(arranged, dtype=np.int32), axes, own), problems
 
 
+def ending_for(suffix: str) -> str:
+    """The file ending of label maps for images of this ending: the same where it can hold labels."""
+    lower = suffix.lower()
+    if lower in LABEL_SUFFIXES:
+        return lower
+    return ".png" if lower in (".jpg", ".jpeg") else ".nii.gz"
+
+
 def write_labels(path: Path, labels: NDArray[np.integer], axes: str, grid: Grid) -> None:
     """Write a label map (*axes) back on its file grid, in the format that the suffix names.
 
@@ -195,6 +203,8 @@ def _write(path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid) 
     kind = KIND_OF_SUFFIX[suffix]
     if kind == "nifti" and len(stored) > 1:
         raise AutosegError(f"{path}: a NIfTI file holds one channel, not {len(stored)}")
+    if kind == "tiff" and len(stored) not in (1, 3):
+        raise AutosegError(f"{path}: a tif file holds one or three channels, not {len(stored)}")
     if kind in ("png", "bmp"):
         whole = np.uint16 if kind == "png" and len(stored) == 1 else np.uint8
         narrow = stored.dtype in (np.uint8, whole)

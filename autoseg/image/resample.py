@@ -112,7 +112,8 @@ def resample_labels(
 
     Order 1: each label's mask is resized linearly and the label is written where it reaches one
     half, in ascending order, so that of two equal shares the higher label wins (nnU-Net's rule).
-    Where three or more labels meet and none reaches a half, the nearest voxel's label is taken.
+    Where three or more labels meet and none reaches a half, nnU-Net leaves 0 even if no such label
+    is there; here the nearest voxel's label is taken (of a map with two labels, the lower).
     Order 0: the nearest voxel's label everywhere. Slices of a coarse axis are never mixed.
     """
     if order not in (0, 1) or order_z != 0:

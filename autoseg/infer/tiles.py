@@ -19,15 +19,17 @@ REACH_SIGMAS = 4.0
 def positions(size: int, patch: int, step: float) -> list[int]:
     """The first voxel of each tile along one axis of `size`, from 0 to size - patch.
 
-    Tiles are at most step * patch apart and spread evenly, as nnU-Net does it. Raises ValueError
-    if the axis is shorter than the patch: pad it first.
+    Tiles are at most step * patch (but one voxel) apart and spread evenly, as nnU-Net does it.
+    Raises ValueError if the axis is shorter than the patch.
     """
     if size < patch:
-        raise ValueError(f"an axis of {size} voxels is shorter than the patch of {patch}")
+        raise ValueError(
+            f"an axis of {size} voxels is shorter than the patch of {patch}: pad it first"
+        )
     if not 0 < step <= 1:
         raise ValueError(f"the step is a share of the patch in (0, 1], found {step}")
     last = size - patch
-    count = math.ceil(last / (patch * step)) + 1
+    count = math.ceil(last / max(1.0, patch * step)) + 1
     apart = last / (count - 1) if count > 1 else 0.0
     return [round(i * apart) for i in range(count)]
 

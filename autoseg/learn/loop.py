@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from autoseg.errors import TrainingDiverged
 from autoseg.learn.losses import DeepLoss
+from autoseg.learn.optimisers import align
 from autoseg.learn.state import Run
 from autoseg.learn.variants import Variant
 
@@ -43,6 +44,7 @@ def advance(
     device = next(run.net.parameters()).device
     unread: list[tuple[int, float, Tensor]] = []
     variant.arrange(run.net)
+    align(run.optimiser)
     with variant.pinned():
         for step, (image, labels) in zip(range(run.step, stop), batches, strict=False):
             run.net.train()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoseg.documents.plan import Training
@@ -45,6 +45,22 @@ OPTIMISERS: dict[str, Callable[[Training, nn.Module], Optimizer]] = {"sgd": sgd,
 def optimiser(train: Training, net: nn.Module) -> Optimizer:
     """The optimiser of a plan for a network that is already on its device."""
     return OPTIMISERS[train.optimiser](train, net)
+
+
+def align(made: Optimizer) -> None:
+    """Bring the moments to the device and the memory layout of their weights, in place.
+
+    Fused kernels walk through both as they lie in memory, and do not notice if they differ.
+    """
+    for group in made.param_groups:
+        for weight in group["params"]:
+            state = made.state.get(weight, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    if value.stride() != weight.stride() or value.device != weight.device:
+                        state[key] = torch.empty_like(weight, requires_grad=False).copy_(value)
+                elif isinstance(value, Tensor) and group.get("fused"):
+                    state[key] = value.to(weight.device)
 
 
 def _can_fuse(net: nn.Module) -> bool:

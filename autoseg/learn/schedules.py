@@ -12,20 +12,20 @@ from typing import Literal
 
 from autoseg.documents.plan import Training
 
-Schedule = Callable[[int, int], float]
+Schedule = Callable[[float, int], float]
 
 
-def poly(step: int, total: int) -> float:
+def poly(step: float, total: int) -> float:
     """(1 - step / total) ** 0.9 (Chen et al. 2017, DeepLab), nnU-Net's schedule by steps."""
     return math.pow(1 - min(step, total) / total, 0.9)
 
 
-def cosine(step: int, total: int) -> float:
+def cosine(step: float, total: int) -> float:
     """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
     return 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
 
 
-def constant(step: int, total: int) -> float:  # noqa: ARG001
+def constant(step: float, total: int) -> float:  # noqa: ARG001
     return 1.0
 
 
@@ -35,7 +35,7 @@ SCHEDULES: dict[str, Schedule] = {"poly": poly, "cosine": cosine, "constant": co
 def warmed(schedule: Schedule, warmup_steps: int) -> Schedule:
     """`schedule` over the steps after a linear rise that begins at 1 / warmup_steps."""
 
-    def factor(step: int, total: int) -> float:
+    def factor(step: float, total: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         return schedule(step - warmup_steps, max(total - warmup_steps, 1))
@@ -62,7 +62,7 @@ def cooled(schedule: Schedule, cooldown: Cooldown) -> Schedule:
     "sqrt" is 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392).
     """
 
-    def factor(step: int, total: int) -> float:
+    def factor(step: float, total: int) -> float:
         if step < cooldown.start:
             return schedule(step, total)
         progress = min(1.0, (step - cooldown.start) / (cooldown.end - cooldown.start))

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from autoseg.errors import AutosegError
 from autoseg.files import explaining, replacing
+from autoseg.learn.optimisers import align
 
 SCHEMA = 1
 
@@ -152,17 +153,11 @@ def _fill_optimiser(
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
-            weight = weights[int(index)]
-            # moments lie in memory as their weights do: fused kernels rely on it
-            value = torch.empty_like(weight) if tensor.shape == weight.shape else tensor
-            if value is not tensor:
-                value.copy_(tensor)
-            elif weight.device.type == "cuda":
-                value = tensor.to(weight.device)
-            optimiser.state[weight][key] = value
+            optimiser.state[weights[int(index)]][key] = tensor
     for name, plain in numbers["optimiser"].items():
         index, key = name.split(".", 1)
         optimiser.state[weights[int(index)]][key] = plain
+    align(optimiser)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What a person sees: results as text and JSON, curves and overlays as pictures."""

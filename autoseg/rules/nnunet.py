@@ -109,10 +109,12 @@ class _Question:
     budget_for: BudgetFor
 
 
-def architecture(preset: Preset, topology: Topology, inputs: int, outputs: int) -> Architecture:
-    """The network that a preset puts on a topology."""
+def architecture(
+    preset: Preset, topology: Topology, inputs: int, outputs: int, first: int | None = None
+) -> Architecture:
+    """The network that a preset puts on a topology; `first` is the width of the finest level."""
     levels = topology.levels
-    width = features(levels, len(topology.patch_vox)).value
+    width = features(levels, len(topology.patch_vox), first).value
     return Architecture(
         preset.kind,
         topology,

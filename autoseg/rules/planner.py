@@ -17,6 +17,7 @@ from autoseg.errors import PlanError
 from autoseg.rules import nnunet
 from autoseg.rules.budget import Budget, batch_size, fit_patch
 from autoseg.rules.decision import Decision, Size, Spacing
+from autoseg.rules.network import features
 from autoseg.rules.recipe import (
     Fixed,
     Recipe,
@@ -24,7 +25,6 @@ from autoseg.rules.recipe import (
     cpu_recipe,
     gpu_recipe,
     supervision_weights,
-    widths,
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
 from autoseg.rules.topology import Topology, topology_for
@@ -159,7 +159,7 @@ def _recipe(
         else fit_patch(spacing, median, budget)
     )
     batch = _batch(fixed.batch_size, topology.value, budget, dataset_vox, preset)
-    width = widths(topology.value.levels, len(spacing), fixed.width)
+    width = features(topology.value.levels, len(spacing), fixed.width)
     return gpu_recipe(topology, batch, width, planner=ask.planner, fixed=fixed)
 
 

@@ -4,18 +4,29 @@ On a card the patch fills the memory and the schedule is long; on cores the widt
 the batch follow from the time that there is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
+from autoseg.rules.budget import Budget, fit_patch
 from autoseg.rules.decision import Decision, Size, Spacing
-from autoseg.rules.network import MOST_FEATURES
-from autoseg.rules.nnunet import Preset
+from autoseg.rules.network import conv_operations, features
+from autoseg.rules.nnunet import Preset, architecture
 from autoseg.rules.topology import Topology
 
-FIRST_WIDTH = 32
 NNUNET_STEPS = 250_000
 CARD_STEPS = 125_000
+CORE_MINUTES = 60.0
+"""Without a card and without --time, a fold is planned to take this long."""
+CORE_MACS_PER_S = 2e10
+"""Multiply-adds a second of a training step, where nobody measured."""
+CORE_PATCH_VOX = {2: 256 * 256, 3: 128 * 1024}
+CORE_BATCH = {2: 4, 3: 2}
+CORE_WIDTHS = (32, 24, 16, 12, 8)
+CORE_STEPS = 1500
+"""Steps that a run of 20 minutes should have; they grow with the root of the time."""
+STEP_SHARE = 0.85
+"""Of the time goes to steps; the rest to start-up and validation."""
 DUMMY_2D_ABOVE = 3.0
 FLAT_PATCH_ABOVE = 1.5
 
@@ -40,14 +51,6 @@ class Recipe:
     training: dict[str, Any]
     prediction: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
-
-
-def widths(levels: int, axes: int, first: int | None = None) -> Decision[Size]:
-    """The channels of each level: `first` (32), doubled at each level, up to 512 (2D) or 320 (3D)."""
-    start, most = first or FIRST_WIDTH, MOST_FEATURES[axes]
-    value = tuple(min(most, start * 2**level) for level in range(levels))
-    said = "pinned by you" if first else f"{start} channels, doubled at each level up to {most}."
-    return Decision(value, said)
 
 
 def supervision_weights(levels: int) -> list[float]:
@@ -100,7 +103,7 @@ def gpu_recipe(
 def cpu_recipe(
     preset: Preset,
     spacing: Spacing,
-    median: Sequence[float],
+    median: tuple[float, ...],
     dataset_vox: float,
     inputs: int,
     outputs: int,
@@ -109,4 +112,54 @@ def cpu_recipe(
     minutes: float | None,
     macs_per_s: float | None,
 ) -> Recipe:
-    raise NotImplementedError
+    """Patch, width, batch and length for the cores of this machine and the time that there is.
+
+    The patch is nnU-Net's, but no larger than CORE_PATCH_VOX; the batch is 2 (3D) or 4 (2D); the
+    width is the largest of CORE_WIDTHS with which the steps that a run needs fit into the time.
+    """
+    axes = len(spacing)
+    time_min, rate = minutes or CORE_MINUTES, macs_per_s or CORE_MACS_PER_S
+    patch_budget = Budget(
+        CORE_PATCH_VOX[axes],
+        "voxels of a patch, as cores can train them",
+        lambda topology, batch: prod(topology.patch_vox),
+        lambda topology: 1,
+    )
+    topology = (
+        Decision(fixed.topology, "pinned by you")
+        if fixed.topology
+        else fit_patch(spacing, median, patch_budget)
+    )
+    batch = Decision(fixed.batch_size or CORE_BATCH[axes], "pinned by you")
+    if fixed.batch_size is None:
+        batch = Decision(CORE_BATCH[axes], "small batches make most of few minutes on cores.")
+    wanted = CORE_STEPS * (time_min / 20) ** 0.5
+    limit_s = time_min * 60 * STEP_SHARE / wanted
+
+    def seconds(width: int) -> float:
+        net = architecture(preset, topology.value, inputs, outputs, width)
+        return 3 * conv_operations(net) * batch.value / rate
+
+    choices = [fixed.width] if fixed.width else CORE_WIDTHS
+    width = next((w for w in choices if seconds(w) <= limit_s), choices[-1])
+    chosen = features(topology.value.levels, axes, width)
+    if not fixed.width:
+        chosen = Decision(
+            chosen.value,
+            f"{width} channels at the finest level: a step takes about {seconds(width):.2g} s "
+            f"here, so {time_min:g} minutes hold the {wanted:.0f} steps that a run needs.",
+        )
+    steps = fixed.steps or max(100, round(time_min * 60 * STEP_SHARE / seconds(width)))
+    why = {
+        "train.steps": "pinned by you"
+        if fixed.steps
+        else f"what {time_min:g} minutes hold at {seconds(width):.2g} s a step"
+        + ("" if minutes else ", since nobody gave a time")
+        + "; the last seconds go to the validation.",
+    }
+    training: dict[str, Any] = {
+        "steps": steps,
+        "validate_every": max(20, round(steps / 40)),
+        "validation_batches": 4,
+    }
+    return Recipe(topology, batch, chosen, training, {}, why)

@@ -4,13 +4,13 @@ Axes, target spacing, typical size and intensity scales: the decisions that all 
 share. Grids and scales that have hardly changed since an earlier plan keep its values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from autoseg.documents.fingerprint import CaseSummary, Fingerprint
 from autoseg.documents.labels import LabelSet
-from autoseg.documents.plan import Plan
+from autoseg.documents.plan import NetworkSpec, Plan
 from autoseg.errors import PlanError
 from autoseg.rules import grid
 from autoseg.rules.axes import STORED, in_axes, majority_axes, reordered
@@ -25,15 +25,18 @@ CONFIGURATIONS = ("2d", "3d_fullres")
 LATER_CONFIGURATIONS = ("3d_lowres", "3d_cascade_fullres")
 
 
+SecondsOf = Callable[[NetworkSpec, Size, int], float]
+"""(network, patch, batch) -> seconds of one training step."""
+
+
 @dataclass(frozen=True)
 class Device:
     """What the plan must fit: a card's memory, or (None) this machine's cores."""
 
     memory_gb: float | None
     why: str
-    macs_per_s: float | None = None
-    """Multiply-adds of convolutions a second, forward and backward, that the cores were measured
-    to do; None where nobody measured."""
+    seconds_of: SecondsOf | None = None
+    """Seconds of a training step of a configuration, measured; None where nobody can measure."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from autoseg.documents.dataset import suffix_of
@@ -48,6 +49,18 @@ def pairs_of(predictions: Path, references: Mapping[str, Path]) -> dict[str, tup
                 f"{predicted[case]} has no reference{nearest(case, list(references))}"
             )
     return {case: (path, references[case]) for case, path in predicted.items()}
+
+
+def labels_seen(pairs: Mapping[str, tuple[Path, Path]]) -> LabelSet:
+    """The labels that the files themselves hold, named by their values, where no dataset says more."""
+    values = {0}
+    for pair in pairs.values():
+        for path in pair:
+            values |= {int(v) for v in np.unique(read_labels(path, AS_ARRAYS)[0].array)}
+    if len(values) < 2:
+        raise AutosegError("no label map holds anything but 0: there is nothing to score")
+    ordered = sorted(values)
+    return LabelSet(names=tuple(f"label {v}" for v in ordered), values=tuple(ordered))
 
 
 def score_case(

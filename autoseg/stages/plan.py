@@ -15,7 +15,8 @@ from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Plan, parse_plan, read_plan
 from autoseg.errors import Stale
 from autoseg.files import read_json, sha256_json, write_json
-from autoseg.rules.planner import Ask, Device, make_plan
+from autoseg.rules.planner import make_plan
+from autoseg.rules.world import Ask, Device
 from autoseg.stage import Stamp, differences
 from autoseg.workspace import DatasetPlaces
 
@@ -71,8 +72,7 @@ def current_plan(
     digest = sha256_json(fingerprint.dump())
     old = read_json(kept) if kept.exists() else None
     if path.exists():
-        edited = old is None or old["made"] != sha256_json(read_json(path))
-        if edited:
+        if old is None or old["made"] != sha256_json(read_json(path)):
             return _edited(path, name, request)
         earlier = Stamp(**old["stamp"])
         asked = request or Request(**earlier.options)

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from autoseg.data.prepare import Prepared, prepare
 from autoseg.data.store import open_case
-from autoseg.documents.dataset import Case
+from autoseg.documents.dataset import Case, suffix_of
 from autoseg.documents.plan import Configuration
 from autoseg.documents.run import RunSpec, lines
-from autoseg.errors import AutosegError, Problem, grouped
+from autoseg.errors import AutosegError, Problem
 from autoseg.files import Lock, sha256_file, sha256_json, sweep
-from autoseg.image.geometry import arrange_tuple
-from autoseg.image.reading import LABEL_SUFFIXES, read_header, write_labels
+from autoseg.image.reading import ending_for, read_header, write_labels
 from autoseg.image.volume import Grid
 from autoseg.infer.restore import restore_labels
 from autoseg.infer.volume import predict_logits
@@ -129,14 +128,6 @@ def _write(
     write_labels(path, values, preparation.axes, Grid.from_dict(dict(info["grid"])))
 
 
-def ending_for(suffix: str) -> str:
-    """The file ending of label maps for images of this ending: the same where it can hold labels."""
-    lower = suffix.lower()
-    if lower in LABEL_SUFFIXES:
-        return lower
-    return ".png" if lower in (".jpg", ".jpeg") else ".nii.gz"
-
-
 def predict_validation(
     places: DatasetPlaces, fold: Fold, spec: RunSpec, *, device: torch.device, ending: str
 ) -> dict[str, Path]:
@@ -161,12 +152,14 @@ def predict_validation(
         speaker = Speaker(model, device)
         for case, path, kept, stamp in tqdm(todo, "validate", unit="case", disable=None):
             stored = open_case(prepared / case)
-            _write(path, speaker, np.asarray(stored.image), stored.info)
+            _write(path, speaker, np.array(stored.image), stored.info)
             stamp.write(kept)
     return written
 
 
-def foreign(case: Case, spec: RunSpec, prepared: Prepared, low_high: Sequence[Any]) -> list[Problem]:
+def foreign(
+    case: Case, spec: RunSpec, prepared: Prepared, low_high: Sequence[Any]
+) -> list[Problem]:
     """How a scan differs from the training set in spacing and intensity range; warnings."""
     problems = []
     own = prepared.info["spacing_mm"]
@@ -261,8 +254,7 @@ def predict(
     written, warnings, failed, skipped = [], [], [], 0
     with Lock(output / ".autoseg" / "lock", f"the output folder {output}"):
         for case in tqdm(cases, "predict", unit="case", disable=None):
-            suffix = "".join(_suffix(case.images[0]))
-            path = output / f"{case.id}{ending_for(suffix)}"
+            path = output / f"{case.id}{ending_for(suffix_of(case.images[0].name))}"
             kept = output / ".autoseg" / f"{case.id}.json"
             files = {p.name: sha256_file(p) for p in case.images}
             stamp = Stamp("predict", VERSION, {"model": digest, **files})
@@ -270,7 +262,9 @@ def predict(
                 skipped += 1
                 continue
             try:
-                made = prepare(Case(case.id, case.images, None), model.spec.configuration.preparation)
+                made = prepare(
+                    Case(case.id, case.images, None), model.spec.configuration.preparation
+                )
                 odd = foreign(case, model.spec, made, made.info["intensity_ranges"])
                 warnings += odd
                 if strict and odd:
@@ -280,15 +274,11 @@ def predict(
                 _write(path, speaker, made.image, made.info)
             except AutosegError as error:
                 failed.append(
-                    Problem(case.id, "a case could not be segmented", str(error), "mend or remove it")
+                    Problem(
+                        case.id, "a case could not be segmented", str(error), "mend or remove it"
+                    )
                 )
                 continue
             stamp.write(kept)
             written.append(path)
     return Predicted(tuple(written), skipped, tuple(warnings), tuple(failed))
-
-
-def _suffix(path: Path) -> Iterator[str]:
-    from autoseg.documents.dataset import suffix_of
-
-    yield suffix_of(path.name)

@@ -11,11 +11,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from math import prod
 from types import FrameType
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,15 +24,18 @@ from autoseg.data.store import StoredCases
 from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, Stale
-from autoseg.files import Lock, sha256_json, sweep
-from autoseg.infer.tiles import count_tiles
-from autoseg.learn.losses import deeply, dice_ce
+from autoseg.files import Lock, sweep
+from autoseg.infer.tiles import positions
+from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
+from autoseg.learn.losses import deeply, dice_ce
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
-from autoseg.learn.scores import smoothed_scores, volume_dice
-from autoseg.learn.state import Average, Run, load_state, save_state
+from autoseg.learn.scores import volume_dice
+from autoseg.learn.state import Average, Run, load_state
+from autoseg.learn.trial import seconds_per_step, trial_step
 from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
+from autoseg.learn.watch import Clock, Watch
 from autoseg.learn.weights import save_weights
 from autoseg.nets.build import build
 from autoseg.stage import Stamp, differences, read_stamp
@@ -41,159 +43,12 @@ from autoseg.workspace import DatasetPlaces, Fold
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-VARIANT_S = 12.0
-"""At most so long (and at most 1 % of the time given) is spent on choosing the step's variant."""
-DECIDE_EVERY_S = 10.0
-SLACK = 0.01
-"""A new estimate of the steps left is acted upon if it differs by more than this."""
-SAFETY_S = 4.0
+VARIANT_S, VARIANT_SHARE = 15.0, 0.03
+"""At most so long, and at most this share of the time given, goes to choosing the variant."""
+LOADING = 1.1
+"""A step with its batch against one on numbers that are there already, before it was measured."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
-
-
-def pick_device(wanted: str | None) -> torch.device:
-    """The device asked for, else the first card, else the CPU. Raises AutosegError."""
-    if wanted in (None, "auto"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(wanted))
-    except RuntimeError:
-        raise AutosegError(f"--device {wanted!r} is unknown; use cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise AutosegError(f"--device {wanted}: this torch sees no card; use --device cpu")
-    return device
-
-
-def fold_stamp(spec: RunSpec, digests: dict[str, str]) -> Stamp:
-    """What a trained fold was made from: its cases' contents, and the configuration it reads."""
-    cases = {case: digests[case] for case in (*spec.train_cases, *spec.validation_cases)}
-    configuration = spec.configuration.dump()
-    configuration.pop("predict")
-    return Stamp(
-        "train",
-        VERSION,
-        {"cases": sha256_json(cases)},
-        {"configuration": configuration, "fold": [spec.train_cases, spec.validation_cases]},
-    )
-
-
-@dataclass
-class Clock:
-    """The time that a run may take, counted over all its processes; None is without end."""
-
-    began: float
-    spent_before: float = 0.0
-    total_s: float | None = None
-    reserve_s: float = 0.0
-
-    def spent(self) -> float:
-        return self.spent_before + time.monotonic() - self.began
-
-    def left(self) -> float:
-        """Seconds left for steps, the final validation set aside."""
-        assert self.total_s is not None
-        return self.total_s - self.spent() - self.reserve_s - SAFETY_S
-
-
-@dataclass
-class Watch:
-    """What happens beside the steps: history, validation, saving, the deadline, signals."""
-
-    fold: Fold
-    train: Training
-    clock: Clock
-    pace: Pace
-    score: Callable[[], float | None]
-    bar: Any
-    stopped: threading.Event
-    unwritten: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
-    saved_at: float = field(default_factory=time.monotonic)
-    decided_at: float = field(default_factory=time.monotonic)
-    paced: tuple[float, int] = (0.0, 0)
-    finished: bool = False
-
-    def after_step(self, run: Run, loss: torch.Tensor) -> bool:
-        """Called by the loop after each step; False ends the loop."""
-        self.unwritten.append((run.step, loss))
-        if loss.device.type == "cpu" or len(self.unwritten) >= 25:
-            self.write_losses()
-        self.bar.update(run.step - self.bar.n)
-        now = time.monotonic()
-        if run.step % self.train.validate_every == 0 or run.step == self.pace.total:
-            self.validate(run)
-        if self.clock.total_s is not None and now - self.decided_at >= DECIDE_EVERY_S:
-            self.decide(run)
-        self.finished = run.step >= self.pace.total or self.should_stop_early()
-        if self.finished or self.stopped.is_set() or now - self.saved_at >= self.train.save_every_s:
-            self.save(run)
-        return not (self.finished or self.stopped.is_set())
-
-    def write_losses(self) -> None:
-        for step, loss in self.unwritten:
-            append_line(self.fold.history, {"step": step, "loss": float(loss)})
-        if self.unwritten:
-            self.bar.set_postfix(loss=f"{float(self.unwritten[-1][1]):.3f}", dice=self._dice())
-        self.unwritten.clear()
-
-    def _dice(self) -> str:
-        last = next((s for s in reversed(self.scores) if s is not None), None)
-        return "–" if last is None else f"{last:.3f}"
-
-    def validate(self, run: Run) -> None:
-        self.write_losses()
-        score = self.score()
-        self.scores.append(score)
-        append_line(
-            self.fold.history,
-            {"step": run.step, "dice": score, "lr": run.optimiser.param_groups[0]["lr"],
-             "seconds": round(self.clock.spent(), 2)},
-        )  # fmt: skip
-        smooth = smoothed_scores(self.scores)
-        if (
-            smooth
-            and smooth[-1] is not None
-            and smooth[-1] >= max(s for s in smooth if s is not None)
-        ):
-            save_weights(self.fold.best, run.speaker, {"step": run.step, "score": smooth[-1]})
-
-    def should_stop_early(self) -> bool:
-        patience = self.train.early_stop
-        smooth = [s for s in smoothed_scores(self.scores) if s is not None]
-        if patience is None or len(smooth) <= patience:
-            return False
-        return max(smooth[-patience:]) <= max(smooth[:-patience])
-
-    def decide(self, run: Run) -> None:
-        """Fit the steps that are left to the time that is left, and write it down first."""
-        now = time.monotonic()
-        since, step = self.paced
-        if run.step - step < 3:
-            return
-        seconds = (now - since) / (run.step - step)
-        self.decided_at = now
-        self.paced = (now, run.step)
-        left = max(1, int(self.clock.left() / seconds))
-        total = run.step + left
-        if abs(total - self.pace.total) <= SLACK * max(1, self.pace.total - run.step):
-            return
-        append_line(
-            self.fold.journal,
-            {"event": "pace", "step": run.step, "total": total,
-             "why": f"{seconds:.3f} s a step, {self.clock.left():.0f} s left for steps"},
-        )  # fmt: skip
-        self.pace.decide(run.step, total)
-        self.bar.total = total
-
-    def save(self, run: Run) -> None:
-        self.write_losses()
-        save_state(self.fold.last, run)
-        append_line(
-            self.fold.journal,
-            {"event": "saved", "step": run.step, "spent_s": round(self.clock.spent(), 2)},
-        )
-        self.saved_at = time.monotonic()
 
 
 @contextmanager
@@ -270,7 +125,7 @@ def choose_variant(
     timings = [Timing(choices[0], None, "the only candidate")]
     variant = choices[0]
     if len(choices) > 1:
-        limit = VARIANT_S if time_s is None else min(VARIANT_S, 0.01 * time_s)
+        limit = VARIANT_S if time_s is None else min(VARIANT_S, VARIANT_SHARE * time_s)
         timings = measure(lambda v: _trial(spec, device, v), choices, limit)
         variant = fastest(timings)
     append_line(
@@ -288,19 +143,9 @@ def choose_variant(
 def _trial(spec: RunSpec, device: torch.device, variant: Variant) -> Callable[[], object]:
     """One step on random numbers, as a function to be timed."""
     configuration = spec.configuration
-    run = new_run(spec, device)
-    shape = (configuration.train.batch_size, configuration.network.in_channels)
-    image = torch.randn(*shape, *configuration.patch_vox)
-    labels = torch.randint(0, configuration.network.classes, (shape[0], *configuration.patch_vox))
-    loss = deeply(dice_ce(configuration.train), configuration.train.supervision)
-
-    def step() -> object:
-        return advance(
-            run, [(image, labels)], loss=loss, lr_at=lambda _: 1e-6, stop=run.step + 1, seed=0,
-            variant=variant, clip_norm=configuration.train.clip_norm,
-        )  # fmt: skip
-
-    return step
+    net = build(configuration.network).to(device)
+    shape = (configuration.network.in_channels, *configuration.patch_vox)
+    return trial_step(net, configuration.train, shape, configuration.network.classes, variant)
 
 
 def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float, float | None]:
@@ -316,6 +161,13 @@ def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float,
     return pace, spent, total_s
 
 
+def count_tiles(shape: Sequence[int], patch_vox: Sequence[int], step: float) -> int:
+    """How many tiles cover a prepared volume (Z, Y, X); a 2D patch covers each slice apart."""
+    slices = shape[0] if len(patch_vox) == 2 else 1
+    sizes = zip(shape[-len(patch_vox) :], patch_vox, strict=True)
+    return slices * prod(len(positions(max(size, edge), edge, step)) for size, edge in sizes)
+
+
 def _reserve(
     spec: RunSpec, cases: StoredCases, run: Run, variant: Variant, device: torch.device
 ) -> float:
@@ -323,7 +175,10 @@ def _reserve(
     configuration = spec.configuration
     predict = configuration.predict
     patch = configuration.patch_vox
-    tiles = sum(count_tiles(case.shape, patch, predict.tile_step) for case in cases)
+    tiles = sum(
+        count_tiles(case.shape, patch, predict.tile_step)
+        for case in map(cases.__getitem__, range(len(cases)))
+    )
     views = 2 ** len(configuration.augmentation.mirror_axes) if predict.mirror else 1
     image = torch.zeros(1, configuration.network.in_channels, *patch, device=device)
     net = run.net.eval()
@@ -343,7 +198,7 @@ def train(
     places: DatasetPlaces,
     fold: Fold,
     spec: RunSpec,
-    digests: dict[str, str],
+    stamp: Stamp,
     *,
     device: str | None = None,
     workers: int | None = None,
@@ -358,7 +213,6 @@ def train(
     """
     began = time.monotonic() if began is None else began
     name = f"fold {spec.fold} of {spec.dataset} {spec.configuration_name}"
-    stamp = fold_stamp(spec, digests)
     with Lock(fold.lock, name):
         if not begin(fold, spec, stamp, redo=redo):
             return False
@@ -397,10 +251,9 @@ def _train(
     if clock.total_s is not None:
         clock.reserve_s = _reserve(spec, held_out, run, variant, device)
         _set_deadline(spec, fold, run, variant, device, clock, pace)
-    pairs = [
-        (image, labels)
-        for image, labels in validation_batches(held_out, configuration, recipe.validation_batches)
-    ]
+    pairs = list(
+        validation_batches(held_out, BatchSpec.of(configuration), recipe.validation_batches)
+    )
 
     def score() -> float | None:
         return volume_dice(variant, run.speaker, pairs, configuration.network.classes, device)
@@ -478,13 +331,7 @@ def _set_deadline(
     )  # fmt: skip
     if run.step > 0:
         return
-    trial = _trial(spec, device, variant)
-    with variant.pinned():
-        trial()
-        start = time.monotonic()
-        trial()
-        trial()
-        seconds = (time.monotonic() - start) / 2 * 1.1
+    seconds = seconds_per_step(_trial(spec, device, variant), variant) * LOADING
     if clock.left() <= 0:
         raise AutosegError(
             f"--time {clock.total_s:.0f} s is too short: start-up and the final validation alone "

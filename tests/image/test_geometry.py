@@ -25,9 +25,7 @@ from autoseg.image.geometry import (
 )
 
 ALL_AXES = [
-    "".join(letters)
-    for worlds in permutations(("RL", "AP", "SI"))
-    for letters in product(*worlds)
+    "".join(letters) for worlds in permutations(("RL", "AP", "SI")) for letters in product(*worlds)
 ] + ["stored", *(f"stored:{''.join(p)}" for p in permutations("ijk"))]
 
 

@@ -228,9 +228,10 @@ def test_a_side_beyond_nifti_1_is_written_as_nifti_2(tmp_path: Path) -> None:
 
 
 def test_real_files_read_as_nibabel_reads_them(real_data: Path) -> None:
-    for path in sorted(real_data.glob("volumes/*_sm.nii.gz")) + sorted(
-        real_data.glob("Dataset004*/imagesTr/*_0000.nii.gz")
-    )[:3]:
+    for path in (
+        sorted(real_data.glob("volumes/*_sm.nii.gz"))
+        + sorted(real_data.glob("Dataset004*/imagesTr/*_0000.nii.gz"))[:3]
+    ):
         array, header = read_nifti(path, "a")
         reference = nib.load(path)
         np.testing.assert_allclose(array[0], np.asarray(reference.dataobj), rtol=1e-6)

@@ -25,8 +25,12 @@ def skimage_resize(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.
 
 
 def label_resize(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.unique(labels)
     out = skimage_resize(labels, shape, 0).astype(labels.dtype)
-    for value in np.unique(labels):
+    if len(values) == 2:
+        # Rounding alone can leave both a hair below one half; the lower takes it, as in nnU-Net.
+        out[...] = values[0]
+    for value in values:
         out[skimage_resize(labels == value, shape, 1) >= 0.5] = value
     return out
 

@@ -116,6 +116,9 @@ def test_rarer_class_is_drawn_more_often_within_bounds() -> None:
 def test_absent_classes_are_never_drawn() -> None:
     absent = Exposure(0.0, 0.0)
     assert class_weights({"a": Exposure(0.5, 0.1), "b": absent}).value == {"a": 1.0, "b": 0.0}
+    mixed = sampling(phantom(lesion=10_000, never=0))
+    assert mixed.class_weights.value == {"lesion": 1.0, "never": 0.0}
+    assert mixed.foreground_share == sampling(phantom(lesion=10_000)).foreground_share
     empty = sampling(phantom(lesion=0))
     assert empty.class_weights.value == {"lesion": 0.0}
     assert empty.foreground_share.value == 0.0

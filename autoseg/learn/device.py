@@ -1,0 +1,18 @@
+"""On which device does a network learn and speak?"""
+
+import torch
+
+from autoseg.errors import AutosegError
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """The device asked for, else the first card, else the CPU. Raises AutosegError."""
+    if wanted in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(wanted))
+    except RuntimeError:
+        raise AutosegError(f"--device {wanted!r} is unknown; use cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise AutosegError(f"--device {wanted}: this torch sees no card; use --device cpu")
+    return device

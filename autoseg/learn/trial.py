@@ -1,0 +1,54 @@
+"""How long does a step of a network take on this machine? Asked before a run, on random numbers."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from autoseg.documents.plan import Training
+from autoseg.learn.loop import advance
+from autoseg.learn.losses import deeply, dice_ce
+from autoseg.learn.optimisers import optimiser
+from autoseg.learn.state import Average, Run
+from autoseg.learn.variants import Variant
+
+
+def trial_step(
+    net: nn.Module,
+    train: Training,
+    shape: Sequence[int],
+    classes: int,
+    variant: Variant,
+) -> Callable[[], object]:
+    """A function that does one step of training on random numbers; `shape` is (C, *patch).
+
+    It changes the weights of `net`, a network of its own.
+    """
+    device = next(net.parameters()).device
+    run = Run(net, optimiser(train, net))
+    if train.ema_decay > 0:
+        run.average = Average(net, train.ema_decay)
+    image = torch.randn(train.batch_size, *shape, device=device)
+    labels = torch.randint(0, classes, (train.batch_size, *shape[1:]), device=device)
+    loss = deeply(dice_ce(train), train.supervision)
+
+    def step() -> object:
+        return advance(
+            run, [(image, labels)], loss=loss, lr_at=lambda _: 1e-6, stop=run.step + 1, seed=0,
+            variant=variant, clip_norm=train.clip_norm,
+        )  # fmt: skip
+
+    return step
+
+
+def seconds_per_step(step: Callable[[], object], variant: Variant, repeats: int = 2) -> float:
+    """The mean time of a step after one to warm up."""
+    with variant.pinned():
+        step()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,234 @@
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.data.augment import one_thread
+from autoseg.data.batches import (
+    Batches,
+    BatchSpec,
+    augmented,
+    packed,
+    read_step,
+    validation_batches,
+)
+from autoseg.data.store import StoredCases
+from autoseg.documents.plan import Augmentation, Sampling
+from autoseg.errors import AutosegError
+
+LIVELY = Augmentation(
+    rotation_degrees=(30, 30, 30), mirror_axes=(0, 1, 2), rotation_p=0.6, noise_p=0.5,
+    blur_p=0.5, brightness_p=0.5, contrast_p=0.5, low_resolution_p=0.5, gamma_p=0.5,
+)  # fmt: skip
+QUIET = Augmentation(
+    rotation_degrees=(0,), mirror_axes=(), rotation_p=0, scale_p=0, noise_p=0, blur_p=0,
+    brightness_p=0, contrast_p=0, low_resolution_p=0, gamma_p=0, gamma_inverted_p=0,
+)  # fmt: skip
+SPEC = BatchSpec(
+    patch_vox=(8, 10, 12),
+    batch_size=3,
+    sampling=Sampling(foreground_share=1 / 3, class_weights=(0.5, 0.5)),
+    augmentation=LIVELY,
+    seed=17,
+    masked_channels=(1,),
+)
+FLAT = dataclasses.replace(
+    SPEC,
+    patch_vox=(10, 12),
+    augmentation=LIVELY.model_copy(update={"mirror_axes": (0, 1), "rotation_degrees": (180.0,)}),
+)
+
+
+def same(one, other):
+    assert len(one) == len(other) > 0
+    for (images, labels), (images2, labels2) in zip(one, other, strict=True):
+        assert torch.equal(images, images2)
+        assert torch.equal(labels, labels2)
+
+
+@pytest.mark.parametrize("spec", [SPEC, FLAT])
+def test_a_batch_has_the_promised_shape(three_cases, spec):
+    for images, labels in Batches(three_cases, spec, 0, 4):
+        assert images.shape == (3, 2, *spec.patch_vox)
+        assert labels.shape == (3, *spec.patch_vox)
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+        assert torch.isfinite(images).all()
+        assert set(labels.unique().tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_are_the_same_for_any_number_of_workers(three_cases, workers):
+    expected = list(Batches(three_cases, SPEC, 2, 9))
+    with Batches(three_cases, SPEC, 2, 9, workers) as batches:
+        assert len(batches) == 7
+        same(list(batches), expected)
+    for (images, _), (later, _) in itertools.pairwise(expected):
+        assert not torch.equal(images, later)
+
+
+def test_augmenting_here_what_workers_read_gives_the_same(three_cases):
+    expected = list(Batches(three_cases, FLAT, 0, 3))
+    same(list(Batches(three_cases, FLAT, 0, 3, 1, augment_here=True)), expected)
+
+
+def test_a_resumed_run_sees_the_batches_it_would_have_seen(three_cases):
+    whole = list(Batches(three_cases, FLAT, 0, 6))
+    same(list(Batches(three_cases, FLAT, 4, 6)), whole[4:])
+
+
+def test_batches_do_not_depend_on_this_process_threads(three_cases):
+    before = torch.get_num_threads()
+    first = list(Batches(three_cases, SPEC, 0, 2))
+    torch.set_num_threads(before + 1)
+    try:
+        same(list(Batches(three_cases, SPEC, 0, 2)), first)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_thread_is_put_back_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_without_augmentation_a_batch_is_cut_from_the_cases(three_cases):
+    spec = dataclasses.replace(SPEC, augmentation=QUIET, masked_channels=())
+    images, labels = next(iter(Batches(three_cases, spec, 5, 6)))
+    for sample, image, label in zip(read_step(three_cases, spec, 5), images, labels, strict=True):
+        np.testing.assert_array_equal(image.numpy(), sample.image)
+        np.testing.assert_array_equal(label.numpy(), np.maximum(sample.labels, 0))
+
+
+def test_what_is_cut_off_beyond_the_border_changes_nothing(three_cases):
+    """Boxes are read only where there is a case; padding them by hand must give the same."""
+    samples = [s for step in range(6) for s in read_step(three_cases, SPEC, step)]
+    moved = [s for s in samples if s.parameters.matrix is not None]
+    assert len(moved) > 5
+    wide = [
+        dataclasses.replace(
+            s,
+            image=np.pad(s.image, [(0, 0)] + [(4, 4)] * 3),
+            labels=np.pad(s.labels, 4, constant_values=-1),
+            shift=tuple(n - 4 for n in s.shift),
+        )
+        for s in moved
+    ]
+    clean = [
+        dataclasses.replace(s, parameters=type(s.parameters)(matrix=s.parameters.matrix))
+        for s in moved
+    ]
+    wide = [
+        dataclasses.replace(w, parameters=c.parameters) for w, c in zip(wide, clean, strict=True)
+    ]
+    cpu = torch.device("cpu")
+    (a, la), (b, lb) = augmented(packed(clean), SPEC, cpu), augmented(packed(wide), SPEC, cpu)
+    np.testing.assert_allclose(a[:, 0].numpy(), b[:, 0].numpy(), atol=3e-5)
+    assert (la != lb).float().mean() < 1e-3
+
+
+def test_validation_batches_are_fixed_and_plain(three_cases):
+    first = list(validation_batches(three_cases, SPEC, 3))
+    same(first, list(validation_batches(three_cases, SPEC, 3)))
+    louder = dataclasses.replace(SPEC, augmentation=QUIET)
+    same(first, list(validation_batches(three_cases, louder, 3)))
+    training = list(Batches(three_cases, louder, 0, 3))
+    assert not torch.equal(first[0][0], training[0][0])
+    values = {v for i in range(3) for v in three_cases[i].image.ravel().tolist()} | {0.0}
+    assert set(first[0][0].ravel().tolist()) <= values
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_case_is_named_by_whoever_meets_it(three_cases, workers):
+    os.truncate(three_cases.folder / "case_1" / "image.npy", 300)
+    with pytest.raises(AutosegError, match=r"case_1.*run preprocess again"):
+        list(Batches(three_cases, SPEC, 0, 20, workers))
+
+
+def children():
+    """The process numbers of this process' children (Linux)."""
+    listing = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    ).stdout
+    return [int(line.split()[0]) for line in listing.splitlines() if "spawn_main" in line]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes as Linux does")
+def test_a_killed_worker_is_told_and_the_rest_end(three_cases):
+    batches = iter(Batches(three_cases, SPEC, 0, 10_000, 2))
+    next(batches)
+    started = children()
+    assert len(started) == 2
+    os.kill(started[0], signal.SIGKILL)
+    with pytest.raises(AutosegError, match="a process that loads training patches died"):
+        for _ in batches:
+            pass
+    assert children() == []
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes as Linux does")
+def test_closing_early_ends_the_workers(three_cases):
+    way = multiprocessing.get_start_method(allow_none=True)
+    with Batches(three_cases, SPEC, 0, 10_000, 1) as batches:
+        running = iter(batches)
+        next(running)
+        assert len(children()) == 1
+    assert children() == []
+    assert multiprocessing.get_start_method(allow_none=True) == way
+
+
+def gone(pid, patience_s=20.0):
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.2)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes as Linux does")
+def test_workers_end_with_a_parent_that_was_killed(three_cases: StoredCases):
+    script = textwrap.dedent(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        if __name__ == "__main__":
+            from test_batches import SPEC, Batches, StoredCases, children
+            cases = StoredCases({str(three_cases.folder)!r}, {three_cases.ids!r})
+            batches = iter(Batches(cases, SPEC, 0, 100000, 1))
+            next(batches)
+            print(children()[0], flush=True)
+            for _ in batches:
+                pass
+        """
+    )
+    file = three_cases.folder / "train.py"
+    file.write_text(script)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, str(file)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        assert not gone(worker, 0.5)
+        parent.kill()
+    assert gone(worker)

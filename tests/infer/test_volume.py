@@ -1,0 +1,110 @@
+"""A whole volume through networks, against a naive loop over single tiles and copies."""
+
+from itertools import chain, combinations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoseg.documents.plan import Prediction
+from autoseg.infer.tiles import positions, tile_weights
+from autoseg.infer.volume import mirrored, predict_logits
+
+
+class Shift(nn.Module):
+    """A small network that depends on place: two convolutions, the norm of the whole patch."""
+
+    def __init__(self, ndim: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        layer = (nn.Conv2d, nn.Conv3d)[ndim - 2]
+        self.one, self.two = layer(2, 4, 3, padding=1), layer(4, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.one(x).relu()
+        return [self.two(y / (1 + y.mean(tuple(range(1, y.ndim)), keepdim=True)))]
+
+
+def naive(nets, image, patch, prediction, axes):
+    """One tile, one copy, one network at a time, in float64; the image is at least a patch."""
+    flat = len(patch) == 2
+    patch3 = (1, *patch) if flat else patch
+    total = np.zeros((3, *image.shape[1:]))
+    weight = np.zeros(image.shape[1:])
+    gauss = tile_weights(patch3, prediction.sigma_scale).astype(np.float64)
+    places = [positions(n, p, prediction.tile_step) for n, p in zip(image.shape[1:], patch3)]
+    combos = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
+    for corner in product(*places):
+        box = tuple(slice(c, c + p) for c, p in zip(corner, patch3))
+        tile = torch.from_numpy(image[(slice(None), *box)][None])
+        tile = tile[:, :, 0] if flat else tile
+        outs = []
+        for net, flips in product(nets, combos):
+            dims = [f + 2 for f in flips]
+            with torch.no_grad():
+                outs.append(net(tile.flip(dims))[0].flip(dims)[0].double().numpy())
+        mean = np.mean(outs, 0)
+        total[(slice(None), *box)] += (mean[:, None] if flat else mean) * gauss
+        weight[box] += gauss
+    return total / weight
+
+
+@pytest.mark.parametrize("tile_batch", [1, 4])
+@pytest.mark.parametrize(
+    ("shape", "patch", "axes"),
+    [
+        ((9, 13, 11), (6, 8, 8), (0, 2)),
+        ((9, 13, 11), (9, 13, 11), (0, 1, 2)),
+        ((3, 13, 11), (8, 8), (0, 1)),
+        ((1, 16, 8), (8, 8), ()),
+    ],
+)
+def test_equals_the_naive_loop(shape, patch, axes, tile_batch):
+    image = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    nets = [Shift(len(patch), seed) for seed in (1, 2)]
+    prediction = Prediction(tile_batch=tile_batch)
+    got = predict_logits(nets, image, patch, 3, prediction, axes)
+    assert got.shape == (3, *shape) and got.dtype == np.float32
+    np.testing.assert_allclose(got, naive(nets, image, patch, prediction, axes), atol=1e-5)
+
+
+def test_a_small_image_is_padded_with_zeros_and_cut_again():
+    image = np.random.default_rng(0).standard_normal((2, 5, 6, 12)).astype(np.float32)
+    net = Shift(3, 1)
+    wide = np.pad(image, [(0, 0), (1, 2), (1, 1), (0, 0)])
+    prediction = Prediction(mirror=False)
+    want = naive([net], wide, (8, 8, 8), prediction, ())[:, 1:-2, 1:-1]
+    got = predict_logits([net], image, (8, 8, 8), 3, prediction, (0, 1, 2))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_mirroring_takes_every_combination_once():
+    assert mirrored((0, 1, 2)) == [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+    calls = []
+
+    def net(x):
+        calls.append(len(x))
+        return [x[:, :1]]
+
+    image = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
+    got = predict_logits([net], image, (4, 4, 4), 1, Prediction(), (0, 1, 2))
+    assert calls == [1] * 8
+    np.testing.assert_allclose(got, image, rtol=1e-6)
+
+
+def test_slices_of_2d_networks_are_batched():
+    calls = []
+
+    def net(x):
+        calls.append(tuple(x.shape))
+        return [x]
+
+    image = np.ones((1, 7, 8, 8), np.float32)
+    predict_logits([net], image, (8, 8), 1, Prediction(tile_batch=4, mirror=False))
+    assert calls == [(4, 1, 8, 8), (3, 1, 8, 8)]
+
+
+def test_no_network_is_misuse():
+    with pytest.raises(ValueError, match="no network"):
+        predict_logits([], np.zeros((1, 4, 4, 4), np.float32), (4, 4, 4), 1, Prediction())

@@ -1,0 +1,115 @@
+"""Contracts over the whole vocabulary: whatever the words, a sentence is a sound network."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autoseg.documents.plan import DecoderLevel, Level, NetworkSpec, Part
+from autoseg.nets.build import build
+from autoseg.nets.kit import ACTIVATIONS, NORMS, Kit
+from autoseg.nets.norm import InstanceNorm
+from autoseg.nets.resize import DOWNS, UPS
+from autoseg.nets.skips import SKIPS
+from autoseg.nets.unet import spoken
+from autoseg.nets.units import UNITS
+from autoseg.nets.wraps import WRAPS
+
+STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 1)]
+KERNELS = [(1, 3, 3), (3, 3, 3), (3, 3, 3)]
+WRAPPINGS = [(), *[(name,) for name in WRAPS], *product(WRAPS, WRAPS)]
+
+
+def sentence(dimensions: int, part: Part, **words) -> NetworkSpec:
+    cut = slice(3 - dimensions, None)
+    levels = [
+        Level(part=part, depth=d, kernel=k[cut], width=w, stride=s[cut])
+        for d, k, w, s in zip((1, 2, 2), KERNELS, (4, 6, 8), STRIDES, strict=True)
+    ]
+    decoder = tuple(DecoderLevel(part=part, depth=1, kernel=k[cut]) for k in KERNELS[:2])
+    return NetworkSpec(
+        preset="plain", in_channels=2, classes=3, encoder=levels[:2], bottleneck=levels[2],
+        decoder=decoder, **words,
+    )  # fmt: skip
+
+
+def sound(spec: NetworkSpec) -> None:
+    torch.manual_seed(0)
+    net = build(spec).train()
+    size = (4, 8, 8)[3 - spec.dimensions :]
+    outputs = net(torch.randn(2, 2, *size))
+    assert net.supervision_strides == tuple(
+        s[3 - spec.dimensions :] for s in ((1, 1, 1), (1, 2, 2))
+    )
+    grids = [tuple(n // s for n, s in zip(size, by, strict=True)) for by in net.supervision_strides]
+    assert [tuple(o.shape) for o in outputs] == [(2, 3, *grid) for grid in grids]
+    sum(o.square().mean() for o in outputs).backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), name
+    # nothing is registered under two names
+    assert len(list(net.named_parameters(remove_duplicate=False))) == len(list(net.parameters()))
+    net.eval()
+    with torch.no_grad():
+        assert [tuple(o.shape) for o in net(torch.randn(1, 2, *size))] == [(1, 3, *size)]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("wraps", WRAPPINGS)
+def test_every_unit_and_wrap(dimensions, unit, wraps):
+    sound(sentence(dimensions, Part(unit=unit, wraps=wraps)))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(("down", "up", "skip"), list(product(DOWNS, UPS, SKIPS)))
+def test_every_way_down_up_and_across(dimensions, down, up, skip):
+    sound(sentence(dimensions, Part(unit="plain"), down=down, up=up, skip=skip, stem=5))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_norm_and_activation(norm, activation):
+    sound(sentence(2, Part(unit="pair", wraps=("residual",)), norm=norm, activation=activation))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_leave_the_grid_alone(unit):
+    module = spoken(Part(unit=unit))(Kit((1, 3, 5)), 3, 4)
+    assert module(torch.randn(1, 3, 3, 7, 5)).shape == (1, 4, 3, 7, 5)
+
+
+def test_dropout_drops_only_while_training():
+    net = build(sentence(2, Part(unit="plain"), dropout=0.5))
+    x = torch.randn(1, 2, 8, 8)
+    net.train()
+    assert not torch.equal(net(x)[0], net(x)[0])
+    net.eval()
+    assert torch.equal(net(x)[0], net(x)[0])
+    assert sum(isinstance(m, nn.Dropout2d) for m in net.modules()) == 7
+
+
+@pytest.mark.parametrize("slope", [None, 0.0, 0.01])
+@pytest.mark.parametrize("size", [(5, 4), (3, 5, 4)])
+def test_channels_last_norm_equals_torchs(size, slope):
+    torch.manual_seed(0)
+    form = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    norm = InstanceNorm(6, 1e-5, slope)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    x = torch.randn(3, 6, *size, dtype=torch.float64) + 3
+    toward = torch.randn_like(x)
+    exact = x.clone().requires_grad_()
+    weight, bias = (p.detach().double().requires_grad_() for p in (norm.weight, norm.bias))
+    want = F.instance_norm(exact, weight=weight, bias=bias, eps=1e-5)
+    want = want if slope is None else F.leaky_relu(want, slope)
+    want.backward(toward)
+    fast = x.float().contiguous(memory_format=form).requires_grad_()
+    got = norm(fast)
+    got.backward(toward.float())  # a contiguous gradient must serve as well
+    assert got.grad_fn.name() == "ChannelsLastNormBackward"
+    for a, b in ((got, want), (fast.grad, exact.grad), (norm.weight.grad, weight.grad),
+                 (norm.bias.grad, bias.grad)):  # fmt: skip
+        assert (a - b).abs().max() < 1e-5
