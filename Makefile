@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.autoseg-setup
 
-.PHONY: setup demo test format check test-all bench
+.PHONY: setup demo test format check test-all bench bench-env
 
 setup: $(STAMP)
 
@@ -41,5 +41,21 @@ check: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu'
 
-bench: $(STAMP)
-	$(BIN)/python -m pytest -m slow --durations=0
+# nnU-Net, to compare with, in an environment of its own; --no-deps keeps torchvision away
+RIVAL := .venv-nnunet
+RIVAL_NEEDS := acvl-utils batchgenerators blosc2 einops graphviz imagecodecs matplotlib nibabel \
+	pandas requests scikit-image scikit-learn seaborn SimpleITK tifffile tqdm yacs 'setuptools<81'
+
+$(RIVAL)/bin/nnUNetv2_train:
+	$(PYTHON) -m venv $(RIVAL)
+	$(RIVAL)/bin/python -m pip install --quiet $(TORCH)
+	$(RIVAL)/bin/python -m pip install --quiet --no-deps nnunetv2==2.8.1 \
+		dynamic-network-architectures==0.4.4 batchgeneratorsv2==0.3.6
+	$(RIVAL)/bin/python -m pip install --quiet $(RIVAL_NEEDS)
+
+bench-env: $(RIVAL)/bin/nnUNetv2_train
+
+# `make bench PART=preprocess`; the training figures take about an hour on two idle cores
+PART ?= start preprocess train
+bench: $(STAMP) bench-env
+	$(BIN)/python bench/run.py $(PART) --write

@@ -304,13 +304,13 @@ def choose_model(
         log.info("using plan %s, configuration %s, run %s: its validation Dice is the best", *key)
     chosen = fitting[key]
     if folds:
-        there = {f.folder.name.removeprefix("fold_"): f for f in chosen}
+        ready = {f.folder.name.removeprefix("fold_"): f for f in chosen}
         for asked in folds:
-            if asked not in there:
+            if asked not in ready:
                 raise AutosegError(
-                    f"fold {asked} of {'/'.join(key)} is not trained; there is {', '.join(there)}"
+                    f"fold {asked} of {'/'.join(key)} is not trained; there is {', '.join(ready)}"
                 )
-        chosen = [there[asked] for asked in folds]
+        chosen = [ready[asked] for asked in folds]
     elif len(chosen) > 1:
         # a network that saw all cases cannot be compared by its own validation: folds go first
         chosen = [f for f in chosen if f.folder.name != "fold_all"]

@@ -135,13 +135,22 @@ def unpacked(item: Item, device: torch.device) -> list[Sample]:
     return samples
 
 
-def augmented(item: Item, spec: BatchSpec, device: torch.device) -> Batch:
-    """The batch made from what was read and packed, augmented on `device`."""
-    samples = unpacked(item, device)
-    if device.type != "cpu":
-        return apply(samples, item["parameters"], spec.patch_vox, spec.masked_channels)
+def augmented(
+    samples: Sequence[Sample], parameters: Sequence[SampleParameters], spec: BatchSpec
+) -> Batch:
+    """The batch made from what was read, augmented on the device where it is."""
+    if samples[0].image.device.type != "cpu":
+        return apply(samples, parameters, spec.patch_vox, spec.masked_channels)
     with one_thread():
-        return apply(samples, item["parameters"], spec.patch_vox, spec.masked_channels)
+        return apply(samples, parameters, spec.patch_vox, spec.masked_channels)
+
+
+def augmented_here(samples: Sequence[RawSample], spec: BatchSpec) -> Batch:
+    """The batch made from what was read, augmented on the processor."""
+    tensors = [
+        Sample(torch.from_numpy(s.image), torch.from_numpy(s.labels), s.shift) for s in samples
+    ]
+    return augmented(tensors, [s.parameters for s in samples], spec)
 
 
 @dataclass(frozen=True)
@@ -153,10 +162,10 @@ class Produce:
     augment: bool
 
     def __call__(self, step: int) -> Item:
-        item = packed(read_step(self.cases, self.spec, step))
+        samples = read_step(self.cases, self.spec, step)
         if not self.augment:
-            return item
-        images, labels = augmented(item, self.spec, torch.device("cpu"))
+            return packed(samples)
+        images, labels = augmented_here(samples, self.spec)
         return {"images": images, "labels": labels.to(torch.int16)}
 
 
@@ -186,7 +195,7 @@ class Batches:
         self.workers = min(workers, stop - start)
         self.device = torch.device(device)
         here = self.device.type != "cpu" if augment_here is None else augment_here
-        self._produce = Produce(cases, spec, augment=not here and workers > 0)
+        self._produce = Produce(cases, spec, augment=not here)
         self._loader: Loader | None = None
 
     def __len__(self) -> int:
@@ -205,7 +214,7 @@ class Batches:
 
     def _finished(self, item: Item) -> Batch:
         if "parameters" in item:
-            return augmented(item, self.spec, self.device)
+            return augmented(unpacked(item, self.device), item["parameters"], self.spec)
         images, labels = torch.as_tensor(item["images"]), torch.as_tensor(item["labels"])
         return images.to(self.device), labels.to(self.device, torch.int64)
 
@@ -235,4 +244,5 @@ def validation_batches(
             cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step, VALIDATION
         )
         samples = [_read(cases[d.case], d, spec.patch_vox, UNCHANGED) for d in draws]
-        yield augmented(packed(samples), spec, where)
+        images, labels = augmented_here(samples, spec)
+        yield images.to(where), labels.to(where)

@@ -44,6 +44,8 @@ def advance(
     device = next(run.net.parameters()).device
     unread: list[tuple[int, float, Tensor]] = []
     variant.arrange(run.net)
+    if run.average is not None:
+        variant.arrange(run.average.net)
     align(run.optimiser)
     with variant.pinned():
         for step, (image, labels) in zip(range(run.step, stop), batches, strict=False):

@@ -107,6 +107,7 @@ def load_state(path: Path, run: Run) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and the numbers in its header."""
     with explaining(path, "read"):
         path.stat()
         try:

@@ -42,13 +42,15 @@ def trial_step(
     return step
 
 
-def seconds_per_step(step: Callable[[], object], variant: Variant, repeats: int = 2) -> float:
-    """The mean time of a step after one to warm up."""
+def seconds_per_step(step: Callable[[], object], variant: Variant, repeats: int = 3) -> float:
+    """The least time of a step after one to warm up: others' work on the machine only adds."""
+    times = []
     with variant.pinned():
         step()
-        start = time.perf_counter()
         for _ in range(repeats):
+            start = time.perf_counter()
             step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return min(times)

@@ -38,7 +38,7 @@ class DemoResult:
 def _window(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The scan between 0 and 1: (Y, X) of the first channel, or (Y, X, 3) of three colours."""
     low, high = np.percentile(image, [0.5, 99.5])
-    scaled = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
+    scaled: npt.NDArray[np.float32] = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
     return scaled.transpose(1, 2, 0) if len(image) == 3 else scaled[0]
 
 

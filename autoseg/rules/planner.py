@@ -21,8 +21,10 @@ from autoseg.rules.network import features
 from autoseg.rules.recipe import (
     Fixed,
     Recipe,
+    StepSeconds,
     augmentation_for,
     cpu_recipe,
+    formula_seconds,
     gpu_recipe,
     supervision_weights,
 )
@@ -147,10 +149,8 @@ def _recipe(
         steps=pins.of(name, "steps"),
     )
     if ask.planner == "autoseg" and ask.device.memory_gb is None:
-        return cpu_recipe(
-            preset, spacing, median, dataset_vox, inputs, outputs,
-            fixed=fixed, minutes=ask.minutes, macs_per_s=ask.device.macs_per_s,
-        )  # fmt: skip
+        seconds_of = _step_seconds(ask, inputs, outputs, len(spacing))
+        return cpu_recipe(spacing, median, fixed=fixed, minutes=ask.minutes, seconds_of=seconds_of)
     memory = ask.device.memory_gb or preset.memory_gb
     budget = nnunet.element_budget(preset, len(spacing), inputs, outputs, memory)
     topology = (
@@ -161,6 +161,22 @@ def _recipe(
     batch = _batch(fixed.batch_size, topology.value, budget, dataset_vox, preset)
     width = features(topology.value.levels, len(spacing), fixed.width)
     return gpu_recipe(topology, batch, width, planner=ask.planner, fixed=fixed)
+
+
+def _step_seconds(ask: Ask, inputs: int, outputs: int, axes: int) -> StepSeconds:
+    """What a step costs here: measured where the device can be asked, else by formula."""
+    measured = ask.device.seconds_of
+    if measured is None:
+        return formula_seconds(nnunet.PRESETS[ask.network], inputs, outputs)
+
+    def seconds(topology: Topology, width: int, batch: int) -> float:
+        channels = features(topology.levels, axes, width).value
+        spec = network_spec(
+            ask.network, inputs, outputs, channels, topology.strides, topology.kernels, axes
+        )
+        return measured(spec, topology.patch_vox, batch)
+
+    return seconds
 
 
 def _pinned_patch(name: str, pins: Pins, spacing: Spacing) -> Topology | None:

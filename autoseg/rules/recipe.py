@@ -4,6 +4,7 @@ On a card the patch fills the memory and the schedule is long; on cores the widt
 the batch follow from the time that there is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -22,11 +23,23 @@ CORE_MACS_PER_S = 2e10
 """Multiply-adds a second of a training step, where nobody measured."""
 CORE_PATCH_VOX = {2: 256 * 256, 3: 128 * 1024}
 CORE_BATCH = {2: 4, 3: 2}
-CORE_WIDTHS = (32, 24, 16, 12, 8)
+CORE_WIDTHS = (8, 12, 16, 24, 32)
 CORE_STEPS = 1500
 """Steps that a run of 20 minutes should have; they grow with the root of the time."""
 STEP_SHARE = 0.85
 """Of the time goes to steps; the rest to start-up and validation."""
+WARMUP_SHARE, EMA_SHARE = 0.05, 0.03
+CORE_TRAINING: dict[str, Any] = {
+    "optimiser": "adamw",
+    "lr": 2e-3,
+    "momentum": 0.9,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "clip_norm": 1.0,
+}
+CORE_WHY = (
+    "in a few minutes AdamW with a cosine gets further than SGD, whose momentum needs epochs."
+)
 DUMMY_2D_ABOVE = 3.0
 FLAT_PATCH_ABOVE = 1.5
 
@@ -100,30 +113,40 @@ def gpu_recipe(
     return Recipe(topology, batch, width, training, {}, {"train.steps": why})
 
 
+StepSeconds = Callable[[Topology, int, int], float]
+"""(topology, width of the finest level, batch) -> seconds of one training step."""
+
+
+def formula_seconds(preset: Preset, inputs: int, outputs: int) -> StepSeconds:
+    """Seconds of a step from the multiply-adds of its convolutions, where nothing was measured."""
+
+    def seconds(topology: Topology, width: int, batch: int) -> float:
+        net = architecture(preset, topology, inputs, outputs, width)
+        return 3 * conv_operations(net) * batch / CORE_MACS_PER_S
+
+    return seconds
+
+
 def cpu_recipe(
-    preset: Preset,
     spacing: Spacing,
     median: tuple[float, ...],
-    dataset_vox: float,
-    inputs: int,
-    outputs: int,
     *,
     fixed: Fixed,
     minutes: float | None,
-    macs_per_s: float | None,
+    seconds_of: StepSeconds,
 ) -> Recipe:
     """Patch, width, batch and length for the cores of this machine and the time that there is.
 
     The patch is nnU-Net's, but no larger than CORE_PATCH_VOX; the batch is 2 (3D) or 4 (2D); the
     width is the largest of CORE_WIDTHS with which the steps that a run needs fit into the time.
     """
-    axes = len(spacing)
-    time_min, rate = minutes or CORE_MINUTES, macs_per_s or CORE_MACS_PER_S
+    axes, time_min = len(spacing), minutes or CORE_MINUTES
     patch_budget = Budget(
         CORE_PATCH_VOX[axes],
-        "voxels of a patch, as cores can train them",
-        lambda topology, batch: prod(topology.patch_vox),
-        lambda topology: 1,
+        "voxels that cores can train",
+        lambda topology, _: prod(topology.patch_vox),
+        lambda _: 1,
+        fitting_batch=1,
     )
     topology = (
         Decision(fixed.topology, "pinned by you")
@@ -135,31 +158,48 @@ def cpu_recipe(
         batch = Decision(CORE_BATCH[axes], "small batches make most of few minutes on cores.")
     wanted = CORE_STEPS * (time_min / 20) ** 0.5
     limit_s = time_min * 60 * STEP_SHARE / wanted
-
-    def seconds(width: int) -> float:
-        net = architecture(preset, topology.value, inputs, outputs, width)
-        return 3 * conv_operations(net) * batch.value / rate
-
-    choices = [fixed.width] if fixed.width else CORE_WIDTHS
-    width = next((w for w in choices if seconds(w) <= limit_s), choices[-1])
+    width, took = _widest(topology.value, batch.value, fixed.width, limit_s, seconds_of)
     chosen = features(topology.value.levels, axes, width)
     if not fixed.width:
         chosen = Decision(
             chosen.value,
-            f"{width} channels at the finest level: a step takes about {seconds(width):.2g} s "
-            f"here, so {time_min:g} minutes hold the {wanted:.0f} steps that a run needs.",
+            f"{width} channels at the finest level: a step takes about {took:.2g} s on these "
+            f"cores, and {time_min:g} minutes should hold the {wanted:.0f} steps that a run needs.",
         )
-    steps = fixed.steps or max(100, round(time_min * 60 * STEP_SHARE / seconds(width)))
-    why = {
-        "train.steps": "pinned by you"
-        if fixed.steps
-        else f"what {time_min:g} minutes hold at {seconds(width):.2g} s a step"
-        + ("" if minutes else ", since nobody gave a time")
-        + "; the last seconds go to the validation.",
-    }
+    steps = fixed.steps or max(100, round(time_min * 60 * STEP_SHARE / took))
+    told = "" if minutes else " (nobody gave a time)"
+    length = f"what {time_min:g} minutes{told} hold at {took:.2g} s a step, besides validation."
     training: dict[str, Any] = {
+        **CORE_TRAINING,
         "steps": steps,
+        "warmup_steps": max(1, round(WARMUP_SHARE * steps)),
+        "ema_decay": 1 - 1 / max(10.0, EMA_SHARE * steps),
         "validate_every": max(20, round(steps / 40)),
         "validation_batches": 4,
     }
+    why = {
+        "train.steps": "pinned by you" if fixed.steps else length,
+        "train.optimiser": CORE_WHY,
+        "train.ema_decay": "the weights of the last few percent of the steps are averaged.",
+    }
     return Recipe(topology, batch, chosen, training, {}, why)
+
+
+def _widest(
+    topology: Topology, batch: int, pinned: int | None, limit_s: float, seconds_of: StepSeconds
+) -> tuple[int, float]:
+    """The largest of CORE_WIDTHS whose step stays within the limit (the least if none), its seconds.
+
+    Tried from the narrowest on, so that hopeless widths are never measured.
+    """
+    widths = (pinned,) if pinned else CORE_WIDTHS
+    width, took = widths[0], seconds_of(topology, widths[0], batch)
+    for wider in widths[1:]:
+        # a wider step never costs less than in proportion to its width
+        if took * wider / width > limit_s:
+            break
+        seconds = seconds_of(topology, wider, batch)
+        if seconds > limit_s:
+            break
+        width, took = wider, seconds
+    return width, took

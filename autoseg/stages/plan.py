@@ -5,17 +5,20 @@ plan is made again when the fingerprint changes; one that was edited by hand is 
 """
 
 import logging
+import multiprocessing
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import Plan, parse_plan, read_plan
+from autoseg.documents.plan import NetworkSpec, Plan, Training, parse_plan, read_plan
 from autoseg.errors import Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.planner import make_plan
+from autoseg.rules.recipe import CORE_TRAINING
 from autoseg.rules.world import Ask, Device
 from autoseg.stage import Stamp, differences
 from autoseg.workspace import DatasetPlaces
@@ -45,6 +48,47 @@ def card_memory_gb() -> float | None:
     if not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(0).total_memory / 2**30
+
+
+class StepTimes:
+    """Seconds of training steps on this machine's cores, measured in a child process.
+
+    A child, so that this process stays free of torch and its threads. Use as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "StepTimes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        seconds = self.pool.submit(timed_step, network, patch_vox, batch).result()
+        log.info("a step of width %d takes %.2f s here", network.levels[0].width, seconds)
+        return seconds
+
+
+def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+    """Seconds of one training step of a network on all cores, as `train` would do it."""
+    from autoseg.learn.trial import seconds_per_step, trial_step
+    from autoseg.learn.variants import Variant, usable_cores
+    from autoseg.nets.build import build
+
+    weights = [1.0, *[0.0] * (len(network.decoder) - 1)]
+    train = Training(steps=1, batch_size=batch, supervision=weights, **CORE_TRAINING)
+    shape = (network.in_channels, *patch_vox)
+    # where others use the cores too, one thread can be faster than all
+    variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]
+    return min(
+        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v)
+        for v in variants
+    )
 
 
 def device_for(request: Request, device: str | None) -> Device:
@@ -85,15 +129,19 @@ def current_plan(
     else:
         asked, previous = request or Request(), None
         wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
-    ask = Ask(
-        name=name,
-        planner=asked.planner,
-        network=asked.network,
-        minutes=asked.minutes,
-        pins=asked.pins,
-        device=device_for(asked, device),
-    )
-    made = make_plan(fingerprint, ask, previous)
+    with StepTimes() as times:
+        found = device_for(asked, device)
+        if found.memory_gb is None and asked.minutes is not None:
+            found = replace(found, seconds_of=times)
+        ask = Ask(
+            name=name,
+            planner=asked.planner,
+            network=asked.network,
+            minutes=asked.minutes,
+            pins=asked.pins,
+            device=found,
+        )
+        made = make_plan(fingerprint, ask, previous)
     made.write(path)
     write_json(kept, {"stamp": asdict(wanted), "made": sha256_json(made.dump())})
     return made

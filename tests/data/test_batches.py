@@ -17,8 +17,7 @@ from autoseg.data.augment import one_thread
 from autoseg.data.batches import (
     Batches,
     BatchSpec,
-    augmented,
-    packed,
+    augmented_here,
     read_step,
     validation_batches,
 )
@@ -134,8 +133,7 @@ def test_what_is_cut_off_beyond_the_border_changes_nothing(three_cases):
     wide = [
         dataclasses.replace(w, parameters=c.parameters) for w, c in zip(wide, clean, strict=True)
     ]
-    cpu = torch.device("cpu")
-    (a, la), (b, lb) = augmented(packed(clean), SPEC, cpu), augmented(packed(wide), SPEC, cpu)
+    (a, la), (b, lb) = augmented_here(clean, SPEC), augmented_here(wide, SPEC)
     np.testing.assert_allclose(a[:, 0].numpy(), b[:, 0].numpy(), atol=3e-5)
     assert (la != lb).float().mean() < 1e-3
 

@@ -16,8 +16,14 @@ from autoseg.learn.loop import advance, step_seed
 from autoseg.learn.losses import deeply, dice_ce
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.schedules import rate
-from autoseg.learn.state import Average, Run, load_state, save_state
+from autoseg.learn.state import (
+    Average,
+    Run,
+    load_state,
+    save_state,
+)
 from autoseg.learn.variants import Variant
+from autoseg.learn.weights import save_weights
 from autoseg.nets.build import build
 
 F32 = Variant("float32", "channels_last", 1)
@@ -192,6 +198,10 @@ def test_a_state_of_another_network_or_optimiser_is_refused(tmp_path, recipe, to
         load_state(path, fresh(other, recipe))
     with pytest.raises(AutosegError, match="another optimiser"):
         load_state(path, fresh(toy_spec, recipe.model_copy(update={"optimiser": "adamw"})))
+    weights = tmp_path / "weights.safetensors"
+    save_weights(weights, build(toy_spec), {})
+    with pytest.raises(AutosegError, match="schema None"):
+        load_state(weights, fresh(toy_spec, recipe))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(AutosegError, match="damaged"):
         load_state(path, fresh(toy_spec, recipe))
