@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autoseg.documents.plan import Plan
     from autoseg.documents.report import Report
     from autoseg.errors import Problem
-    from autoseg.flow import Job
+    from autoseg.flow.make import Job
     from autoseg.report.overlay import DemoResult
     from autoseg.stages.plan import Request
     from autoseg.stages.predict import Predicted
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def _job(dataset: str, root: Path | None, **rest: Any) -> Job:
-    from autoseg.flow import Job
+    from autoseg.flow.make import Job
     from autoseg.workspace import open_workspace
 
     return Job(open_workspace(root).dataset(dataset), **rest)
@@ -43,12 +43,12 @@ def check(
     workers: processes (default: one for each core)
     json: print JSON
     """
-    from autoseg import flow
     from autoseg.errors import Problem
     from autoseg.files import read_json
+    from autoseg.flow import make
 
     job = _job(dataset, root, workers=workers)
-    flow.fingerprint(job)
+    make.fingerprint(job)
     return [Problem(**entry) for entry in read_json(job.places.checks)["problems"]]
 
 
@@ -68,9 +68,9 @@ def fingerprint(
     verify: hash every file again, even if its size and time have not changed
     json: print JSON
     """
-    from autoseg import flow
+    from autoseg.flow import make
 
-    return flow.fingerprint(_job(dataset, root, workers=workers), verify=verify)[1]
+    return make.fingerprint(_job(dataset, root, workers=workers), verify=verify)[1]
 
 
 def _request(
@@ -128,8 +128,8 @@ def plan(
     workers: processes (default: one for each core)
     json: print JSON
     """
-    from autoseg import flow
     from autoseg.errors import AutosegError
+    from autoseg.flow import make
 
     request = _request(planner, network, gpu_memory, time, set)
     if fingerprint is not None or dataset_json is not None:
@@ -137,7 +137,7 @@ def plan(
     if dataset is None:
         raise AutosegError("`autoseg plan` needs dataset (-d)")
     job = _job(dataset, root, plan=name, workers=workers, device=device)
-    return flow.plan(job, request)[2]
+    return make.plan(job, request)[2]
 
 
 def _nnunet_plan(
@@ -179,10 +179,10 @@ def preprocess(
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: processes (default: one for each core)
     """
-    from autoseg import flow
+    from autoseg.flow import make
 
     job = _job(dataset, root, plan=plan, workers=workers)
-    data, _, made = flow.prepared(job, configuration)
+    data, _, made = make.prepared(job, configuration)
     return f"{data.name}: {', '.join(configuration or made.configurations)} prepared"
 
 
@@ -216,7 +216,7 @@ def plan_and_preprocess(
     workers: processes (default: one for each core)
     json: print JSON
     """
-    from autoseg import flow
+    from autoseg.flow import make
     from autoseg.stages.plan import Request
 
     asked = _request(planner, network, gpu_memory, time, set)
@@ -224,7 +224,7 @@ def plan_and_preprocess(
     made = []
     for one in dataset:
         job = _job(one, root, plan=name, workers=workers, device=device)
-        made.append(flow.prepared(job, configuration, request)[2])
+        made.append(make.prepared(job, configuration, request)[2])
     return made
 
 
@@ -260,9 +260,9 @@ def train(
     workers: loading processes (default: none on the CPU, up to 8 with a card)
     json: print JSON
     """
-    from autoseg import flow
     from autoseg.documents.settings import parse_settings, seconds_of
     from autoseg.errors import AutosegError
+    from autoseg.flow import make
 
     began = clock.monotonic()
     overrides = parse_settings(set)
@@ -279,10 +279,10 @@ def train(
             dataset, root, plan=plan, configuration=configuration, run=run, fold=one,
             workers=workers, device=device,
         )  # fmt: skip
-        job, data = flow.fold(
+        job, data = make.fold(
             job, overrides=overrides or None, time_s=time_s, began=began, redo=redo
         )
-        reports.append(flow.validation(job, data))
+        reports.append(make.validation(job, data))
         began = clock.monotonic()
     return reports
 
@@ -309,15 +309,15 @@ def validate(
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
     """
-    from autoseg import flow
     from autoseg.documents.dataset import read_dataset
+    from autoseg.flow import make
 
     reports = []
     for one in fold:
         job = _job(
             dataset, root, plan=plan, configuration=configuration, run=run, fold=one, device=device
         )
-        reports.append(flow.validation(job, read_dataset(job.places.raw)[0]))
+        reports.append(make.validation(job, read_dataset(job.places.raw)[0]))
     return reports
 
 
@@ -349,14 +349,14 @@ def predict(
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
     """
-    from autoseg import flow
     from autoseg.errors import AutosegError
+    from autoseg.flow import use
     from autoseg.workspace import open_workspace
 
     if output is None:
         raise AutosegError("`autoseg predict` needs output (-o)")
-    places, folds = flow.choose_model(open_workspace(root), dataset, configuration, plan, run, fold)
-    return flow.predictions(places, folds, input, output, device=device, strict=strict)
+    places, folds = use.choose_model(open_workspace(root), dataset, configuration, plan, run, fold)
+    return use.predictions(places, folds, input, output, device=device, strict=strict)
 
 
 def evaluate(
@@ -381,10 +381,10 @@ def evaluate(
     workers: processes (default: one for each core)
     json: print JSON
     """
-    from autoseg import flow
+    from autoseg.flow import use
 
     places = None if dataset is None else _job(dataset, root).places
-    report = flow.evaluation(input, reference, places, tolerance_mm, workers)
+    report = use.evaluation(input, reference, places, tolerance_mm, workers)
     if output is not None:
         report.write(output)
     return report
@@ -399,12 +399,12 @@ def status(
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
     """
-    from autoseg import flow
+    from autoseg.flow.look import status as status_of
     from autoseg.workspace import open_workspace
 
     workspace = open_workspace(root)
     names = workspace.datasets() if dataset is None else [workspace.dataset(dataset).name]
-    return [flow.status(workspace.places(name)) for name in names]
+    return [status_of(workspace.places(name)) for name in names]
 
 
 def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> DemoResult:
@@ -414,34 +414,10 @@ def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> D
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     time: training time with --run
     """
-    from autoseg.report.overlay import DemoResult, draw_overlay
-    from autoseg.stages.demo import make_phantom
+    from autoseg.flow.demo import demo as make_demo
     from autoseg.workspace import open_workspace
 
-    workspace = open_workspace(root)
-    folder = make_phantom(workspace.raw[0])
-    if not run:
-        return DemoResult(folder, None, None)
-    from autoseg.documents.dataset import read_dataset
-
-    plan_and_preprocess((folder.name,), time=time, configuration=("3d_fullres",), root=root)
-    train(folder.name, "3d_fullres", ("0",), time=time, root=root)
-    places = workspace.places(folder.name)
-    output = places.results / "demo"
-    predict(None, output, dataset=folder.name, root=root)
-    report = evaluate(output, dataset=folder.name, root=root)
-    dataset, _ = read_dataset(folder)
-    overlay = output / "overlay.png"
-    scans = [
-        (case.id, case.images, case.label, output / f"{case.id}{dataset.file_ending}")
-        for case in dataset.test_cases
-    ]
-    draw_overlay(
-        scans, dataset.labels.names[1:], dataset.labels.values[1:], overlay,
-        title="synthetic phantom: no anatomy, nothing learnt here is of clinical use",
-    )  # fmt: skip
-    dice = {name: s.metrics["dice"].mean for name, s in report.summary.labels.items()}
-    return DemoResult(folder, dice, overlay)
+    return make_demo(open_workspace(root), run=run, time=time)
 
 
 VERBS: dict[str, Callable[..., Any]] = {

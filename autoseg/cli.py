@@ -61,14 +61,17 @@ def _add(parser: Parser, parameter: inspect.Parameter, help_text: str) -> None:
         parser.add_argument(f"{name} by position", metavar=name.upper(), **shared)
 
 
-def _explanations(text: str) -> tuple[str, dict[str, str]]:
+def _explanations(call: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """A docstring's prose, and what its lines of the form `name: meaning` say of the parameters."""
-    prose, meanings, last = [], {}, ""
-    for line in inspect.cleandoc(text).splitlines():
-        name, colon, meaning = line.strip().partition(": ")
-        if line.startswith("    ") and colon and name.isidentifier():
+    names = inspect.signature(call).parameters
+    prose: list[str] = []
+    meanings: dict[str, str] = {}
+    last = ""
+    for line in (inspect.getdoc(call) or "").splitlines():
+        name, colon, meaning = line.partition(": ")
+        if colon and name in names:
             meanings[name], last = meaning, name
-        elif line.startswith("      ") and last:
+        elif last and line.startswith(" "):
             meanings[last] += " " + line.strip()
         else:
             prose.append(line)
@@ -86,7 +89,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     verbs = top.add_subparsers(required=True, metavar="VERB", dest="verb", parser_class=Parser)
     parsers = {}
     for name, call in api.VERBS.items():
-        prose, meanings = _explanations(call.__doc__ or "")
+        prose, meanings = _explanations(call)
         sub = verbs.add_parser(
             name,
             help=prose.splitlines()[0],

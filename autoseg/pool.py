@@ -96,7 +96,7 @@ def over_units(
         for unit in units:
             yield unit, _outcome(work, unit)
         return
-    yield from _spread(work, list(units), workers, bytes_of or (lambda unit: 0))
+    yield from _spread(work, list(units), workers, bytes_of or (lambda _: 0))
 
 
 def _outcome(work: Callable[[U], R], unit: U) -> R | AutosegError:

@@ -28,6 +28,10 @@ class Stamp:
     inputs: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # as they come back from the file, so that a stamp equals itself once it was written
+        object.__setattr__(self, "options", finite(self.options))
+
     @property
     def digest(self) -> str:
         """What stands for this unit among the inputs of the next."""

@@ -21,7 +21,7 @@ V = TypeVar("V")
 class FrozenMap(dict[K, V]):
     """A dict that refuses to be changed; equal to, and written like, a plain one."""
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+    def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a document cannot be changed: dump it, change the copy, parse it again")
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name its users know
 from numpy.typing import NDArray
 
-from autoseg.errors import BadData, Problem, raise_fatal
+from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.image.checks import check_affine
 from autoseg.image.volume import Grid, Header
 
@@ -60,7 +60,13 @@ def write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:
     image.SetSpacing([float(value) for value in spacing_mm])
     image.SetDirection([float(value) for value in (affine[:3, :3] / spacing_mm).ravel()])
     image.SetOrigin([float(value) for value in affine[:3, 3]])
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].split("ITK ERROR:")[-1].strip()
+        raise AutosegError(
+            f"cannot write {path}: {reason}; is the disk full, or the folder not writable?"
+        ) from error
 
 
 def _reader(path: Path, kind: str) -> Any:

@@ -7,7 +7,6 @@ and the caller decides. The `case` in a Problem is the file's name without suffi
 """
 
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
+from autoseg.files import explaining
 from autoseg.image.checks import (
     check_finite,
     check_label_integers,
@@ -224,13 +224,18 @@ def _write(path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid) 
 
 @contextmanager
 def _beside(path: Path, suffix: str) -> Iterator[Path]:
-    """A path in the same folder that takes the place of `path` if nothing goes wrong."""
-    beside = path.with_name(f".{case_of(path)}.{uuid.uuid4().hex[:12]}{suffix}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """A path in the same folder that takes the place of `path` if nothing goes wrong.
+
+    Not `files.replacing`, whose name keeps the spelling of the suffix: writers know `.nii.gz`, and
+    not `.NII.GZ`. What a kill leaves is swept up by its name all the same.
+    """
+    beside = path.with_name(f".half-{os.getpid()}-{case_of(path)}{suffix}")
+    with explaining(path, "write"):
+        try:
+            yield beside
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:

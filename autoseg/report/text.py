@@ -42,6 +42,8 @@ def as_text(result: Any) -> str:
         return fingerprint_text(result)
     if isinstance(result, (list, tuple)) and result and isinstance(result[0], Problem):
         return grouped(result)
+    if isinstance(result, (list, tuple)) and not result:
+        return "no problem found"
     if isinstance(result, (list, tuple)):
         return "\n\n".join(as_text(entry) for entry in result)
     if isinstance(result, Mapping):

@@ -150,7 +150,14 @@ def _recipe(
     )
     if ask.planner == "autoseg" and ask.device.memory_gb is None:
         seconds_of = _step_seconds(ask, inputs, outputs, len(spacing))
-        return cpu_recipe(spacing, median, fixed=fixed, minutes=ask.minutes, seconds_of=seconds_of)
+        return cpu_recipe(
+            spacing,
+            median,
+            len(fingerprint.cases),
+            fixed=fixed,
+            minutes=ask.minutes,
+            seconds_of=seconds_of,
+        )
     memory = ask.device.memory_gb or preset.memory_gb
     budget = nnunet.element_budget(preset, len(spacing), inputs, outputs, memory)
     topology = (

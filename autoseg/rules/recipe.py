@@ -19,6 +19,8 @@ NNUNET_STEPS = 250_000
 CARD_STEPS = 125_000
 CORE_MINUTES = 60.0
 """Without a card and without --time, a fold is planned to take this long."""
+LEAST_STEPS, MOST_VIEWS = 100, 300
+"""A run has so many steps at least; without a time, no case is shown more often than this."""
 CORE_MACS_PER_S = 2e10
 """Multiply-adds a second of a training step, where nobody measured."""
 CORE_PATCH_VOX = {2: 256 * 256, 3: 128 * 1024}
@@ -130,6 +132,7 @@ def formula_seconds(preset: Preset, inputs: int, outputs: int) -> StepSeconds:
 def cpu_recipe(
     spacing: Spacing,
     median: tuple[float, ...],
+    cases: int,
     *,
     fixed: Fixed,
     minutes: float | None,
@@ -166,9 +169,15 @@ def cpu_recipe(
             f"{width} channels at the finest level: a step takes about {took:.2g} s on these "
             f"cores, and {time_min:g} minutes should hold the {wanted:.0f} steps that a run needs.",
         )
-    steps = fixed.steps or max(100, round(time_min * 60 * STEP_SHARE / took))
-    told = "" if minutes else " (nobody gave a time)"
-    length = f"what {time_min:g} minutes{told} hold at {took:.2g} s a step, besides validation."
+    steps = max(LEAST_STEPS, round(time_min * 60 * STEP_SHARE / took))
+    length = f"what {time_min:g} minutes hold at {took:.2g} s a step, besides validation."
+    enough = max(LEAST_STEPS, round(MOST_VIEWS * cases / batch.value))
+    if minutes is None and enough < steps:
+        steps = enough
+        length = f"nobody gave a time, and {MOST_VIEWS} views of each of {cases} cases are enough."
+    elif minutes is None:
+        length = f"nobody gave a time: {length}"
+    steps = fixed.steps or steps
     training: dict[str, Any] = {
         **CORE_TRAINING,
         "steps": steps,

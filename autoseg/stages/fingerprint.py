@@ -248,7 +248,9 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
     log.info("fingerprint of %s: %d of %d cases measured", dataset.name, redone, len(cases))
     for case_id in sorted(results):
         problems += [Problem(**p.dump()) for p in results[case_id].problems]
-    write_json(places.checks, {"problems": [p.to_dict() for p in problems]})
+    checks = {"problems": [p.to_dict() for p in problems]}
+    if not places.checks.exists() or read_json(places.checks) != checks:
+        write_json(places.checks, checks)
     fatal = [p for p in problems if p.fatal]
     if fatal:
         raise BadData(fatal)

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,11 @@ class Predicted:
     """Cases that were done already."""
     warnings: tuple[Problem, ...]
     failed: tuple[Problem, ...]
+
+    def lines(self) -> Iterator[str]:
+        """What a person wants to know of it."""
+        done = f", {self.skipped} were there already" if self.skipped else ""
+        yield f"{len(self.written)} label maps written{done}"
 
 
 def predict(

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from types import FrameType
 
 import torch
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
 from autoseg.learn.watch import Clock, Watch
 from autoseg.learn.weights import save_weights
 from autoseg.nets.build import build
+from autoseg.pool import cores, free_bytes
 from autoseg.stage import Stamp, differences, read_stamp
 from autoseg.workspace import DatasetPlaces, Fold
 
@@ -47,6 +47,8 @@ VARIANT_S, VARIANT_SHARE = 15.0, 0.03
 """At most so long, and at most this share of the time given, goes to choosing the variant."""
 LOADING = 1.1
 """A step with its batch against one on numbers that are there already, before it was measured."""
+RAM_PART = 4
+"""Training cases are held in memory where they fit into this part of what is free."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
 
@@ -59,7 +61,7 @@ def signals_noted() -> Iterator[threading.Event]:
         yield stopped
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(*_: object) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
@@ -235,7 +237,8 @@ def _train(
     configuration = spec.configuration
     recipe = configuration.train
     prepared = places.prepared(configuration.preparation.key)
-    seen = StoredCases(prepared, spec.train_cases)
+    held = free_bytes() // RAM_PART // (1 + _workers(workers, device))
+    seen = StoredCases(prepared, spec.train_cases, held)
     held_out = StoredCases(prepared, spec.validation_cases)
     variant = choose_variant(spec, fold, device, time_s)
     run = new_run(spec, device)
@@ -293,8 +296,6 @@ def _workers(wanted: int | None, device: torch.device) -> int:
     """On a card, processes that prepare the batches; on the CPU none, the cores are busy training."""
     if wanted is not None:
         return wanted
-    from autoseg.pool import cores
-
     return min(8, max(1, cores() - 1)) if device.type == "cuda" else 0
 
 

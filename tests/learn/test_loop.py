@@ -15,7 +15,7 @@ from autoseg.errors import AutosegError, TrainingDiverged
 from autoseg.learn.loop import advance, step_seed
 from autoseg.learn.losses import deeply, dice_ce
 from autoseg.learn.optimisers import optimiser
-from autoseg.learn.schedules import rate
+from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.state import (
     Average,
     Run,
@@ -38,7 +38,7 @@ def fresh(spec, train, *, seed: int = 0, averaged: bool = True) -> Run:
 def go(run: Run, train, discs, stop: int, variant: Variant = F32, **more) -> Run:
     loss = deeply(dice_ce(train), train.supervision)
     return advance(
-        run, discs(run.step), loss=loss, lr_at=rate(train), stop=stop, seed=7, variant=variant,
+        run, discs(run.step), loss=loss, lr_at=paced_rate(train, Pace(train.steps)), stop=stop, seed=7, variant=variant,
         clip_norm=train.clip_norm, **more,
     )  # fmt: skip
 
@@ -184,7 +184,15 @@ def test_gradients_that_are_no_numbers_stop_the_run(recipe):
     run = Run(net, optimiser(recipe, net))
     batch = (torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
     with pytest.raises(TrainingDiverged):
-        advance(run, [batch], loss=dice_ce(recipe), lr_at=rate(recipe), stop=1, seed=0, variant=F32)
+        advance(
+            run,
+            [batch],
+            loss=dice_ce(recipe),
+            lr_at=paced_rate(recipe, Pace(recipe.steps)),
+            stop=1,
+            seed=0,
+            variant=F32,
+        )
     assert torch.isfinite(net.weight).all()
 
 

@@ -1,13 +1,12 @@
 """Optimisers and schedules."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from autoseg.learn.optimisers import optimiser
-from autoseg.learn.schedules import Cooldown, constant, cooled, cosine, poly, rate, warmed
+from autoseg.learn.pace import Pace, paced_rate
+from autoseg.learn.schedules import constant, cosine, poly, warmed
 
 
 def test_poly_is_nnunets_at_the_start_of_every_epoch():
@@ -26,25 +25,10 @@ def test_cosine_and_warmup():
     assert later(7, 10) == pytest.approx(0.5**0.9)
 
 
-@pytest.mark.parametrize(("shape", "half"), [("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
-def test_a_cooldown_starts_at_the_rate_of_its_step_and_ends_at_zero(shape, half):
-    cool = cooled(poly, Cooldown(40, 60, shape))
-    assert cool(39, 100) == poly(39, 100)
-    assert cool(40, 100) == poly(40, 100)
-    assert cool(50, 100) == pytest.approx(poly(40, 100) * half)
-    assert cool(60, 100) == cool(70, 100) == 0
-
-
-def test_a_cooldown_needs_steps():
-    with pytest.raises(ValueError, match="no steps"):
-        Cooldown(5, 5)
-
-
 def test_the_rate_of_a_plan(recipe):
-    lr_at = rate(recipe.model_copy(update={"lr": 0.5, "warmup_steps": 2}))
+    lr_at = paced_rate(recipe.model_copy(update={"lr": 0.5, "warmup_steps": 2}), Pace(recipe.steps))
     assert lr_at(0) == 0.25
     assert lr_at(7) == pytest.approx(0.5 * 0.5**0.9)
-    assert rate(recipe, Cooldown(3, 5))(5) == 0
 
 
 def network() -> nn.Module:
