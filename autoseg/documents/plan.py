@@ -210,10 +210,10 @@ class Training(Document):
     steps: PositiveInt
     batch_size: PositiveInt
     seed: NonNegativeInt = 12345
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: PositiveFloat = 0.01
     momentum: float = Field(0.99, ge=0.0, lt=1.0)
-    """SGD's Nesterov momentum, or AdamW's first beta."""
+    """SGD's and Muon's Nesterov momentum, or AdamW's first beta."""
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
     weight_decay: NonNegativeFloat = 3e-5
     schedule: Literal["poly", "cosine", "constant"] = "poly"

@@ -19,12 +19,12 @@ from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, lines
 from autoseg.documents.settings import patched
 from autoseg.documents.splits import Split, kfold, read_splits, split_of
-from autoseg.errors import AutosegError
-from autoseg.files import sha256_json
+from autoseg.errors import AutosegError, Interrupted, TrainingDiverged
+from autoseg.files import sha256_file, sha256_json
 from autoseg.image.reading import ending_for
 from autoseg.pool import cores
 from autoseg.rules.axes import in_axes
-from autoseg.stage import Stamp, read_stamp
+from autoseg.stage import Stamp, read_stamp, standing
 from autoseg.workspace import DatasetPlaces, Fold
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TRAINING_VERSION = 1
 """Raised when training starts to mean something else."""
+EVALUATION_VERSION = 1
+"""Raised when a score starts to mean something else."""
 SPLIT_FILES = ("splits.json", "splits_final.json")
 
 
@@ -196,16 +198,17 @@ def fold(
     title = (
         f"{spec.dataset} · {spec.configuration_name} · fold {spec.fold} · {spec.plan}/{spec.run}"
     )
-    trained = None
     try:
         trained = train(
             job.places, places, spec, fold_stamp(spec, case_digests(job.places, spec)),
             device=job.device,
             workers=job.workers, time_s=time_s, began=began, redo=redo,
         )  # fmt: skip
-    finally:
-        if trained is not False and places.history.exists():
-            draw_curves(list(lines(places.history)), places.curves, title)
+    except (Interrupted, TrainingDiverged):
+        draw_curves(list(lines(places.history)), places.curves, title)
+        raise
+    if trained:
+        draw_curves(list(lines(places.history)), places.curves, title)
     return job, dataset
 
 
@@ -229,13 +232,23 @@ def validation(job: Job, dataset: Dataset) -> Report:
         device=pick_device(job.device),
         ending=ending_for(dataset.file_ending),
     )
+    path, kept = places.validation / "report.json", places.validation / "stamp.json"
+    digests = case_digests(job.places, spec)
+    stamp = Stamp(
+        "evaluate",
+        EVALUATION_VERSION,
+        {case: digests[case] for case in written} | {"weights": sha256_file(places.weights)},
+    )
+    if path.exists() and standing(kept, stamp).state == "current":
+        return Report.read(path)
     references: dict[str, Path] = {c.id: c.label for c in dataset.cases if c.label is not None}
     report = evaluate(
-        {case: (path, references[case]) for case, path in written.items()},
+        {case: (label_map, references[case]) for case, label_map in written.items()},
         spec.labels,
         dataset=spec.dataset,
         made_by=(spec.plan, spec.configuration_name, spec.run),
         fold=int(spec.fold) if spec.fold.isdigit() else None,
     )
-    report.write(places.validation / "report.json")
+    report.write(path)
+    stamp.write(kept)
     return report

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoseg.documents.plan import Training
+from autoseg.learn.muon import Muon
+
+SMALLEST_MATRIX = 5
 
 
 def sgd(train: Training, net: nn.Module) -> Optimizer:
@@ -39,7 +42,34 @@ def adamw(train: Training, net: nn.Module) -> Optimizer:
     )
 
 
-OPTIMISERS: dict[str, Callable[[Training, nn.Module], Optimizer]] = {"sgd": sgd, "adamw": adamw}
+def muon(train: Training, net: nn.Module) -> Optimizer:
+    """Muon for convolutions wider than one voxel between hidden channels, AdamW for the rest."""
+    hidden = [p for p in net.parameters() if _between_hidden_channels(p)]
+    chosen = {id(p) for p in hidden}
+    return Muon(
+        hidden,
+        [p for p in net.parameters() if id(p) not in chosen],
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
+
+
+def _between_hidden_channels(weight: nn.Parameter) -> bool:
+    """Whether it is a kernel (out, in, *size) that is odd and wide, and reads no image channel.
+
+    Transposed convolutions, whose kernels are even, and heads, whose kernels are 1, are left out.
+    """
+    size = weight.shape[2:]
+    odd = all(n % 2 for n in size) and any(n > 1 for n in size)
+    return weight.ndim >= 4 and odd and min(weight.shape[:2]) >= SMALLEST_MATRIX
+
+
+OPTIMISERS: dict[str, Callable[[Training, nn.Module], Optimizer]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "muon": muon,
+}
 
 
 def optimiser(train: Training, net: nn.Module) -> Optimizer:

@@ -211,13 +211,14 @@ def thread_counts() -> list[int]:
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may run on."""
+    """Physical cores that this process may run on, no more than OMP_NUM_THREADS asks for."""
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
     physical = int(torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
-    return max(1, min(allowed, physical))
+    wished = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(allowed, physical, int(wished) if wished.isdigit() else allowed))
 
 
 def announces_bfloat16() -> bool:

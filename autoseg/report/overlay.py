@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from autoseg.files import replacing
-from autoseg.image.reading import read_image, read_labels
+from autoseg.image.reading import read_header, read_image, read_labels
 
+AXIAL = "SPL"
+"""Axial slices as radiologists look at them: up is anterior, left is the patient's right."""
 COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#76b041", "#7d5ba6", "#f58fb0", "#4f86c6", "#8d6e63")
 
 
@@ -54,7 +56,6 @@ def draw_overlay(
     values: Sequence[int],
     path: Path,
     *,
-    axes: str = "stored",
     title: str = "",
 ) -> None:
     """Draw one row a scan: the scan, the reference's outlines, the prediction's.
@@ -70,6 +71,7 @@ def draw_overlay(
     FigureCanvasAgg(figure)
     cells = figure.subplots(len(scans), 3, squeeze=False)
     for row, (case, images, reference, predicted) in zip(cells, scans, strict=True):
+        axes = AXIAL if read_header(images[0]).grid.placed else "stored"
         volume, _ = read_image(images, axes)
         found = read_labels(predicted, axes, volume.grid)[0].array[0]
         truth = read_labels(reference, axes, volume.grid)[0].array[0] if reference else None

@@ -208,18 +208,23 @@ def _work(case: Case, dataset: Dataset, measured: Path, verify: bool) -> tuple[M
     return new, True
 
 
-def current(places: DatasetPlaces, dataset: Dataset, case: Case) -> str:
-    """How one case's measures stand, looking at sizes and times of its files only."""
-    old = read_measured(places.measured / f"{case.id}.json")
+def unchanged(case: Case, dataset: Dataset, measured: Path) -> MeasuredCase | None:
+    """What was measured of a case, if its files have the sizes and times they had then."""
+    old = read_measured(measured / f"{case.id}.json")
     if old is None:
-        return "missing"
-    for path in (*case.images, *([case.label] if case.label else [])):
-        known = old.files.get(_place(path, dataset.folder))
-        stat = path.stat()
-        if known is None or (known.size, known.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-            return "stale"
-    same = (old.label_values, old.channels) == (dataset.labels.values, len(dataset.channels))
-    return "current" if same else "stale"
+        return None
+    if (old.label_values, old.channels) != (dataset.labels.values, len(dataset.channels)):
+        return None
+    files = [*case.images, *([case.label] if case.label else [])]
+    if {_place(path, dataset.folder) for path in files} != old.files.keys():
+        return None
+    for path in files:
+        known = old.files[_place(path, dataset.folder)]
+        with explaining(path, "read"):
+            stat = path.stat()
+        if (known.size, known.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            return None
+    return old
 
 
 def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False) -> Fingerprint:
@@ -234,9 +239,14 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
     results: dict[str, MeasuredCase] = {}
     redone = 0
     cases = [case for case in dataset.cases if case.label is not None]
-    bar = tqdm(total=len(cases), desc="fingerprint", unit="case", disable=None)
+    if not verify:
+        old = {case.id: unchanged(case, dataset, places.measured) for case in cases}
+        results = {name: measured for name, measured in old.items() if measured is not None}
+    todo = [case for case in cases if case.id not in results]
+    bar = tqdm(total=len(cases), initial=len(results), desc="fingerprint", unit="case",
+               disable=None)  # fmt: skip
     with bar:
-        for case, result in over_units(work, cases, workers=workers, bytes_of=_bytes_needed):
+        for case, result in over_units(work, todo, workers=workers, bytes_of=_bytes_needed):
             bar.update()
             if isinstance(result, AutosegError):
                 problems.append(

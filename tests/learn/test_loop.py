@@ -54,7 +54,7 @@ def tensors(run: Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "precision", "layout"),
     [
-        *product(["sgd", "adamw"], ["float32"], ["channels_last", "contiguous"]),
+        *product(["sgd", "adamw", "muon"], ["float32"], ["channels_last", "contiguous"]),
         ("adamw", "bfloat16", "contiguous"),
     ],
 )
