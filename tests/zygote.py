@@ -35,11 +35,16 @@ def commanded() -> None:
 
 
 if __name__ == "__main__":
+    import matplotlib.backends.backend_agg
     import torch
+    import torch._dynamo  # what making an optimiser imports
 
-    import autoseg.flow.demo
-    import autoseg.flow.look
+    import autoseg.flow.make
+    import autoseg.report.curves
+    import autoseg.report.text
+    import autoseg.stages.evaluate
     import autoseg.stages.predict
+    import autoseg.stages.preprocess
     import autoseg.stages.train  # noqa: F401
     from autoseg.cli import main
 

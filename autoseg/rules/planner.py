@@ -6,6 +6,7 @@ time and the cores. `planner="nnunet"` keeps nnU-Net's values everywhere. What a
 fixed first, the rest is decided around it.
 """
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from autoseg.documents.plan import Plan, parse_plan
 from autoseg.documents.presets import PRESETS, network_spec
 from autoseg.documents.settings import patched
 from autoseg.errors import PlanError
-from autoseg.rules import nnunet
+from autoseg.rules import grid, nnunet
 from autoseg.rules.budget import Budget, batch_size, fit_patch
 from autoseg.rules.decision import Decision, Size, Spacing
 from autoseg.rules.network import features
@@ -26,11 +27,20 @@ from autoseg.rules.recipe import (
     cpu_recipe,
     formula_seconds,
     gpu_recipe,
+    spacing_for_cores,
     supervision_weights,
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
 from autoseg.rules.topology import Topology, topology_for
-from autoseg.rules.world import CONFIGURATIONS, Ask, Pins, World, channel_scales, see_world
+from autoseg.rules.world import (
+    CONFIGURATIONS,
+    Ask,
+    Pins,
+    World,
+    channel_scales,
+    see_world,
+    steady_spacing,
+)
 
 
 def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) -> Plan:
@@ -42,11 +52,11 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
     if ask.network not in PRESETS:
         raise PlanError(f"there is no network {ask.network!r}; choose one of {', '.join(PRESETS)}")
     pins, why = Pins(ask.pins), {}
-    world, reasons = see_world(fingerprint, ask, pins, previous)
+    world, reasons = see_world(fingerprint, ask, pins)
     channels, scale_reasons = channel_scales(fingerprint, ask, previous)
     configurations: dict[str, Any] = {}
     for name in CONFIGURATIONS if fingerprint.dimensions == 3 else ("2d",):
-        made, said = _configuration(name, fingerprint, ask, pins, world, channels)
+        made, said = _configuration(name, fingerprint, ask, pins, world, channels, previous)
         configurations[name] = made
         shared = {**reasons, **scale_reasons}
         why.update({f"configurations.{name}.{key}": text for key, text in (shared | said).items()})
@@ -77,9 +87,17 @@ def _configuration(
     pins: Pins,
     world: World,
     channels: list[dict[str, Any]],
+    previous: Plan | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One configuration as a document, and its reasons by key."""
     flat = name == "2d"
+    on_cores = ask.planner == "autoseg" and ask.device.memory_gb is None
+    grid_why = ""
+    if pins.of(name, "spacing_mm") is None:
+        if on_cores and not flat:
+            world, grid_why = _coarser(world, fingerprint)
+        world, kept = steady_spacing(name, world, ask, previous)
+        grid_why = f"{grid_why} {kept}".strip()
     spacing = world.spacing_mm[1:] if flat else world.spacing_mm
     median = world.median_vox[1:] if flat else world.median_vox
     dataset_vox = prod(world.median_vox) * len(fingerprint.cases)
@@ -125,8 +143,22 @@ def _configuration(
         "augmentation": augmentation_why,
         **chosen[2],
         **recipe.why,
+        **({"preparation.spacing_mm": grid_why} if grid_why else {}),
     }
     return patched(document, pins.rest(name)), reasons
+
+
+def _coarser(world: World, fingerprint: Fingerprint) -> tuple[World, str]:
+    """The world on a grid that cores can train, and why it is coarser; empty if it is not."""
+    pieces = [
+        x.median_component_mm3 for x in fingerprint.labels if x.median_component_mm3 is not None
+    ]
+    fine = Decision(world.spacing_mm, "")
+    found = spacing_for_cores(fine, world.median_vox, min(pieces, default=None))
+    if found.value == world.spacing_mm:
+        return world, ""
+    median = grid.median_shape(world.shapes_vox, world.spacings_mm, found.value)
+    return replace(world, spacing_mm=found.value, median_vox=median.value), found.why.strip()
 
 
 def _recipe(

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, Literal
 
 from autoseg.rules.budget import Budget, fit_patch
-from autoseg.rules.decision import Decision, Size, Spacing
+from autoseg.rules.decision import Decision, Size, Spacing, lengths
 from autoseg.rules.network import conv_operations, features
 from autoseg.rules.nnunet import Preset, architecture
 from autoseg.rules.topology import Topology
@@ -24,6 +24,8 @@ LEAST_STEPS, MOST_VIEWS = 100, 300
 CORE_MACS_PER_S = 2e10
 """Multiply-adds a second of a training step, where nobody measured."""
 CORE_PATCH_VOX = {2: 256 * 256, 3: 128 * 1024}
+CORE_SEES, PIECE_VOX = 1 / 3, 100.0
+GROW, FINER_BY = 1.03, 2.0
 CORE_BATCH = {2: 4, 3: 2}
 CORE_WIDTHS = (8, 12, 16, 24, 32)
 CORE_STEPS = 1500
@@ -113,6 +115,38 @@ def gpu_recipe(
         )
     training: dict[str, Any] = {"steps": steps, "validate_every": 250}
     return Recipe(topology, batch, width, training, {}, {"train.steps": why})
+
+
+def spacing_for_cores(
+    spacing: Decision[Spacing], median: tuple[float, ...], piece_mm3: float | None
+) -> Decision[Spacing]:
+    """A grid so coarse that a patch, as cores can train it, sees a third of a typical case.
+
+    Axes that are less than half as coarse as the coarsest grow first, as in nnU-Net's low
+    resolution. `piece_mm3` is the typical component of the smallest structure: it keeps at least
+    PIECE_VOX voxels.
+    """
+    fine, coarse = spacing.value, list(spacing.value)
+    most = CORE_PATCH_VOX[3] / CORE_SEES
+
+    def voxels(mm: list[float]) -> float:
+        return prod(n * a / b for n, a, b in zip(median, fine, mm, strict=True))
+
+    while voxels(coarse) > most:
+        finer = [axis for axis in range(3) if max(coarse) / coarse[axis] > FINER_BY]
+        grown = [mm * GROW if not finer or a in finer else mm for a, mm in enumerate(coarse)]
+        if piece_mm3 is not None and piece_mm3 / prod(grown) < PIECE_VOX:
+            break
+        coarse = grown
+    if coarse == list(fine):
+        return spacing
+    value = tuple(round(mm, 4) for mm in coarse)
+    return Decision(
+        value,
+        f"{spacing.why} Cores cannot train patches of more than {CORE_PATCH_VOX[3]:,} voxels in "
+        f"the time; at {lengths(value)} such a patch sees {CORE_SEES:.0%} of a typical case or "
+        "the smallest structure has as few voxels as it may.",
+    )
 
 
 StepSeconds = Callable[[Topology, int, int], float]

@@ -86,9 +86,7 @@ class Pins:
         return found
 
 
-def see_world(
-    fingerprint: Fingerprint, ask: Ask, pins: Pins, previous: Plan | None
-) -> tuple[World, dict[str, str]]:
+def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, dict[str, str]]:
     """Axes, target spacing and the typical size, and why."""
     pinned_axes = pins.of("", "axes")
     if pinned_axes is not None:
@@ -112,7 +110,6 @@ def see_world(
         axes = _coarsest(axes, target.value)
         spacings, shapes = _along(fingerprint.cases, axes.value)
         target = replace(target, value=grid.target_spacing(spacings, shapes).value)
-    target = _steady_spacing(target, axes.value, ask, previous)
     median = grid.median_shape(shapes, spacings, target.value)
     labels = LabelSet(
         names=("background", *(x.name for x in fingerprint.labels)),
@@ -146,24 +143,20 @@ def _coarsest(axes: Decision[str], spacing_mm: Spacing) -> Decision[str]:
     return Decision(reordered(axes.value, order.value), f"{axes.why} {order.why}")
 
 
-def _steady_spacing(
-    target: Decision[Spacing], axes: str, ask: Ask, previous: Plan | None
-) -> Decision[Spacing]:
-    """The earlier plan's spacing, if the new one differs by 2 % at most on every axis."""
-    if previous is None or ask.planner == "nnunet" or target.why == "pinned by you":
-        return target
-    for configuration in previous.configurations.values():
-        old = configuration.preparation.spacing_mm
-        if configuration.preparation.axes != axes or any(mm is None for mm in old):
-            continue
-        known = tuple(mm for mm in old if mm is not None)
-        if known != target.value and all(
-            abs(a / b - 1) <= KEEP_WITHIN for a, b in zip(target.value, known, strict=True)
-        ):
-            return Decision(
-                known, f"{target.why} The earlier {lengths(known)} is within 2 % and is kept."
-            )
-    return target
+def steady_spacing(name: str, world: World, ask: Ask, previous: Plan | None) -> tuple[World, str]:
+    """The world on the earlier plan's grid for this configuration, if no axis moved by over 2 %."""
+    if previous is None or ask.planner == "nnunet" or name not in previous.configurations:
+        return world, ""
+    old = previous.configurations[name].preparation
+    kept = tuple(
+        new if mm is None else mm for new, mm in zip(world.spacing_mm, old.spacing_mm, strict=True)
+    )
+    moved = max(abs(a / b - 1) for a, b in zip(world.spacing_mm, kept, strict=True))
+    if old.axes != world.axes or kept == world.spacing_mm or moved > KEEP_WITHIN:
+        return world, ""
+    median = grid.median_shape(world.shapes_vox, world.spacings_mm, kept)
+    said = f"The earlier plan's {lengths(kept)} is within 2 % of {lengths(world.spacing_mm)} and is kept."
+    return replace(world, spacing_mm=kept, median_vox=median.value), said
 
 
 def channel_scales(

@@ -1,0 +1,101 @@
+"""docs/plan.md names every field of the plan, and nothing in its tables that is none."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from autoseg.documents import plan as plan_module
+from autoseg.documents.document import Document
+from autoseg.documents.labels import LabelSet
+from autoseg.documents.plan import Plan, Training, parse_plan
+from autoseg.documents.settings import patched
+from autoseg.rules.world import GRID_PINS, RULE_PINS
+
+HEADING = re.compile(r"^#{2,3} (.+)$", re.MULTILINE)
+ROW = re.compile(r"^\| (`[^|]+`) \|", re.MULTILINE)
+
+
+def models() -> dict[str, type[BaseModel]]:
+    """The documents that a plan is made of, by name."""
+    found = {
+        name: kind
+        for name, kind in vars(plan_module).items()
+        if isinstance(kind, type) and issubclass(kind, Document) and kind is not Document
+    }
+    assert found["LabelSet"] is LabelSet
+    return found
+
+
+def names_of(kind: type[BaseModel]) -> set[str]:
+    """The keys of a document, as they stand in the JSON."""
+    return {field.alias or name for name, field in kind.model_fields.items()}
+
+
+@pytest.fixture(scope="module")
+def page(repository: Path) -> str:
+    return (repository / "docs" / "plan.md").read_text(encoding="utf-8")
+
+
+def sections(page: str) -> Iterator[tuple[str, str]]:
+    """(heading, text below it) of every section."""
+    parts = HEADING.split(page)
+    yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+@pytest.mark.parametrize("name", sorted(models()))
+def test_every_field_stands_in_the_section_of_its_model(page: str, name: str) -> None:
+    text = dict(sections(page))[name]
+    missing = {field for field in names_of(models()[name]) if f"`{field}`" not in text}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(models()) - {"DecoderLevel"}))
+def test_the_tables_name_no_other_fields(page: str, name: str) -> None:
+    text = dict(sections(page))[name]
+    rows = {field for row in ROW.findall(text) for field in re.findall(r"`([^`]+)`", row)}
+    assert rows == names_of(models()[name])
+
+
+@pytest.mark.parametrize("name", ["Training", "Augmentation", "Preparation", "Prediction"])
+def test_defaults_are_told_as_they_are(page: str, name: str) -> None:
+    text = dict(sections(page))[name]
+    for field, info in models()[name].model_fields.items():
+        if info.is_required() or isinstance(info.default, (bool, tuple)) or info.default is None:
+            continue
+        (row,) = [line for line in text.splitlines() if re.match(rf"\| .*`{field}`.* \|", line)]
+        said = row.split("|")[-2]
+        shown = {str(info.default), f"{info.default:g}" if info.default != str(info.default) else ""}
+        shown |= {str(info.default).replace("e-05", "e-5")}
+        assert any(text and text in said for text in shown), f"{field}: {info.default} in {said!r}"
+
+
+def test_the_short_pins_are_those_that_rules_ask_for(page: str) -> None:
+    text = dict(sections(page))["Pinning"]
+    rows = {field for row in ROW.findall(text) for field in re.findall(r"`([^`]+)`", row)}
+    assert rows == {*GRID_PINS, *RULE_PINS}
+
+
+def test_the_python_example_makes_a_checked_copy(
+    page: str, tiny_root: Path, tmp_path: Path
+) -> None:
+    (example,) = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(example, "docs/plan.md", "exec"), names)
+    folder = tiny_root / "preprocessed" / "Dataset001_Phantom" / "plans"
+    plan = Plan.read(folder / "default" / "plan.json")
+    (made,) = [call for name, call in names.items() if name.startswith("with_")]
+    assert callable(made)
+    changed = made(plan, tmp_path)
+    assert changed.name == "slow"
+    assert changed.configurations["3d_fullres"].train.lr == 0.001
+    assert changed == Plan.read(tmp_path / "slow" / "plan.json")
+    assert parse_plan(patched(changed.dump(), {"name": plan.name}), "back") != plan
+
+
+def test_the_training_defaults_are_nnunets() -> None:
+    fields = Training.model_fields
+    found = {name: fields[name].default for name in ("lr", "momentum", "weight_decay", "clip_norm")}
+    assert found == {"lr": 0.01, "momentum": 0.99, "weight_decay": 3e-5, "clip_norm": 12.0}
