@@ -45,8 +45,6 @@ CORE_WHY = (
     "in a few minutes Muon with a cosine gets furthest: after equal time 0.785 against AdamW's "
     "0.759 on lung nodules and 0.880 against 0.869 on nuclei (one fold, one seed)."
 )
-    "in a few minutes AdamW with a cosine gets further than SGD, whose momentum needs epochs."
-)
 DUMMY_2D_ABOVE = 3.0
 FLAT_PATCH_ABOVE = 1.5
 
