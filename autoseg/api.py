@@ -182,6 +182,7 @@ def preprocess(
     from autoseg.flow import make
 
     job = _job(dataset, root, plan=plan, workers=workers)
+    make.check_plan_name(job)
     data, _, made = make.prepared(job, configuration)
     return f"{data.name}: {', '.join(configuration or made.configurations)} prepared"
 

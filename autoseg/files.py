@@ -24,6 +24,9 @@ BLOCK = 1 << 20
 
 def explained(error: OSError, path: Path, doing: str) -> AutosegError:
     """An operating system error in words that say which file and what to do."""
+    if error.errno is None and "written" in str(error):
+        # numpy keeps the number to itself: "1000 requested and 384 written"
+        return explained(OSError(errno.ENOSPC, str(error)), path, doing)
     advice = {
         errno.ENOSPC: "the disk is full; free some space and repeat the same command",
         errno.EDQUOT: "the disk quota is used up; free some space and repeat the same command",

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from autoseg.errors import AutosegError
 from autoseg.files import finite, read_json, sha256_json, write_json
 
 State = Literal["missing", "half done", "current", "stale"]
@@ -62,7 +63,10 @@ def standing(path: Path, wanted: Stamp, *, begun: bool = False) -> Standing:
 
     `begun` says that something of it exists, which tells half done from missing.
     """
-    old = read_stamp(path)
+    try:
+        old = read_stamp(path)
+    except AutosegError:
+        return Standing("half done", "its stamp is damaged")
     if old is None:
         return Standing("half done") if begun else Standing("missing")
     changes = differences(old, wanted)

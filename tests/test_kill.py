@@ -26,7 +26,7 @@ if sys.platform != "linux":
 
 PATIENCE_S = 120.0
 FOLD = "results/Dataset001_Phantom/default/3d_fullres/{run}/fold_0"
-RECIPE = "--set network.dropout=0.2 --set train.ema_decay=0.99"
+RECIPE = "--set network.dropout=0.2 --set train.ema_share=0.3"
 
 
 def until(true: Callable[[], bool], what: str) -> None:

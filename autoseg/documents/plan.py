@@ -217,7 +217,8 @@ class Training(Document):
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
     weight_decay: NonNegativeFloat = 3e-5
     schedule: Literal["poly", "cosine", "constant"] = "poly"
-    warmup_steps: NonNegativeInt = 0
+    warmup_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the steps over which the rate rises before the schedule begins."""
     clip_norm: PositiveFloat | None = 12.0
     dice_weight: NonNegativeFloat = 1.0
     ce_weight: NonNegativeFloat = 1.0
@@ -225,8 +226,9 @@ class Training(Document):
     dice_smooth: PositiveFloat = 1e-5
     supervision: tuple[NonNegativeFloat, ...]
     """Weight of the loss at each decoder level, finest first; they sum to 1."""
-    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
-    """0: no averaged weights; else validation and prediction use their moving average."""
+    ema_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the steps that the moving average of the weights reaches back, which validation and
+    prediction use; 0: no average."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
     threads: PositiveInt | None = None

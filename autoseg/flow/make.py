@@ -19,7 +19,7 @@ from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, lines
 from autoseg.documents.settings import patched
 from autoseg.documents.splits import Split, kfold, read_splits, split_of
-from autoseg.errors import AutosegError, Interrupted, TrainingDiverged
+from autoseg.errors import AutosegError, Interrupted, TrainingDiverged, nearest
 from autoseg.files import sha256_file, sha256_json
 from autoseg.image.reading import ending_for
 from autoseg.pool import cores
@@ -74,6 +74,19 @@ def plan(job: Job, request: "Request | None" = None) -> tuple[Dataset, Fingerpri
 
     dataset, measured = fingerprint(job)
     return dataset, measured, current_plan(job.places, measured, job.plan, request, job.device)
+
+
+def check_plan_name(job: Job) -> None:
+    """A plan that is asked for by a name of its own must be there; `default` is made where it lacks.
+
+    Raises AutosegError with the plans that there are.
+    """
+    if job.plan != "default" and not job.places.plan(job.plan).exists():
+        raise AutosegError(
+            f"{job.places.name} has no plan {job.plan!r}"
+            + nearest(job.plan, job.places.plan_names())
+            + f"; `autoseg plan -d {job.places.name} --name {job.plan}` makes it"
+        )
 
 
 def prepared(
@@ -187,11 +200,14 @@ def fold(
     redo: bool = False,
 ) -> tuple[Job, Dataset]:
     """The trained fold, with all that it needs; curves are drawn also when it stops half way."""
+    from autoseg.learn.device import pick_device
     from autoseg.report.curves import draw_curves
     from autoseg.stages.train import train
 
     if job.configuration == "":
         raise AutosegError("say which configuration to train, as `autoseg train 1 3d_fullres 0`")
+    check_plan_name(job)
+    pick_device(job.device)
     dataset, measured, made = prepared(job, (job.configuration,))
     spec = run_spec(job, dataset, measured, made, overrides)
     places = job.fold_places

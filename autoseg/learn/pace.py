@@ -38,5 +38,5 @@ class Pace:
 
 def paced_rate(train: Training, pace: Pace) -> Callable[[int], float]:
     """The learning rate of each step: the plan's schedule, gone through at this pace."""
-    schedule = warmed(SCHEDULES[train.schedule], train.warmup_steps)
+    schedule = warmed(SCHEDULES[train.schedule], round(train.warmup_share * train.steps))
     return lambda step: train.lr * schedule(pace.at(step), train.steps)

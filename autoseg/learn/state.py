@@ -43,6 +43,11 @@ class Average:
         self.updates += 1
 
 
+def decay_over(steps: float) -> float:
+    """The decay of an average that reaches back over about so many steps, at least 10."""
+    return 1 - 1 / max(10.0, steps)
+
+
 @dataclass
 class Run:
     """A network under training; `step` counts the batches seen."""

@@ -27,8 +27,8 @@ def trial_step(
     """
     device = next(net.parameters()).device
     run = Run(net, optimiser(train, net))
-    if train.ema_decay > 0:
-        run.average = Average(net, train.ema_decay)
+    if train.ema_share > 0:
+        run.average = Average(net, 0.9)
     image = torch.randn(train.batch_size, *shape, device=device)
     labels = torch.randint(0, classes, (train.batch_size, *shape[1:]), device=device)
     loss = deeply(dice_ce(train), train.supervision)

@@ -185,9 +185,9 @@ def candidates(
     layouts: list[Layout] = ["channels_last", "contiguous"] if layout == "auto" else [layout]
     return [
         Variant(number, form, count)
-        for count in ([threads] if threads or device != "cpu" else thread_counts())
         for number in precisions
         for form in layouts
+        for count in ([threads] if threads or device != "cpu" else thread_counts())
     ]
 
 

@@ -37,9 +37,11 @@ class Architecture:
     outputs: int
 
 
-def features(levels: int, axes: int, first: int | None = None) -> Decision[Size]:
-    """The feature maps of each level: 32 (or `first`), doubled, up to 512 (2D) or 320 (3D)."""
-    start, most = first or FIRST_FEATURES, MOST_FEATURES[axes]
+def features(
+    levels: int, axes: int, first: int | None = None, most: int | None = None
+) -> Decision[Size]:
+    """The feature maps of each level: 32 (or `first`), doubled, up to 512 (2D), 320 (3D) or `most`."""
+    start, most = first or FIRST_FEATURES, most or MOST_FEATURES[axes]
     wished = [start * 2**level for level in range(levels)]
     value = tuple(min(most, width) for width in wished)
     capped = sum(width > most for width in wished)

@@ -110,11 +110,16 @@ class _Question:
 
 
 def architecture(
-    preset: Preset, topology: Topology, inputs: int, outputs: int, first: int | None = None
+    preset: Preset,
+    topology: Topology,
+    inputs: int,
+    outputs: int,
+    first: int | None = None,
+    most: int | None = None,
 ) -> Architecture:
-    """The network that a preset puts on a topology; `first` is the width of the finest level."""
+    """The network that a preset puts on a topology; `first` and `most` as in `features`."""
     levels = topology.levels
-    width = features(levels, len(topology.patch_vox), first).value
+    width = features(levels, len(topology.patch_vox), first, most).value
     return Architecture(
         preset.kind,
         topology,

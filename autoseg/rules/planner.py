@@ -24,6 +24,7 @@ from autoseg.rules.recipe import (
     Recipe,
     StepSeconds,
     augmentation_for,
+    core_features,
     cpu_recipe,
     formula_seconds,
     gpu_recipe,
@@ -237,7 +238,7 @@ def _step_seconds(setting: Setting) -> StepSeconds:
         return formula_seconds(preset, inputs, outputs)
 
     def seconds(topology: Topology, width: int, batch: int) -> float:
-        channels = features(topology.levels, len(topology.patch_vox), width).value
+        channels = core_features(topology.levels, len(topology.patch_vox), width).value
         return measured(_network(setting, topology, channels), topology.patch_vox, batch)
 
     return seconds

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from autoseg.rules.budget import Budget, fit_patch
 from autoseg.rules.decision import Decision, Size, Spacing, lengths
-from autoseg.rules.network import conv_operations, features
+from autoseg.rules.network import MOST_FEATURES, conv_operations, features
 from autoseg.rules.nnunet import Preset, architecture
 from autoseg.rules.topology import Topology
 
@@ -23,12 +23,13 @@ LEAST_STEPS, MOST_VIEWS = 100, 300
 """A run has so many steps at least; without a time, no case is shown more often than this."""
 CORE_MACS_PER_S = 2e10
 """Multiply-adds a second of a training step, where nobody measured."""
-CORE_PATCH_VOX = {2: 256 * 256, 3: 128 * 1024}
+CORE_PATCH_VOX = {2: 40 * 1024, 3: 128 * 1024}
 CORE_SEES, PIECE_VOX = 1 / 3, 100.0
 GROW, FINER_BY = 1.03, 2.0
 CORE_BATCH = {2: 4, 3: 2}
 CORE_WIDTHS = (8, 12, 16, 24, 32)
-CORE_STEPS = 1500
+CORE_WIDENING = 8
+CORE_STEPS = 2500
 """Steps that a run of 20 minutes should have; they grow with the root of the time."""
 STEP_SHARE = 0.85
 """Of the time goes to steps; the rest to start-up and validation."""
@@ -158,7 +159,7 @@ def formula_seconds(preset: Preset, inputs: int, outputs: int) -> StepSeconds:
     """Seconds of a step from the multiply-adds of its convolutions, where nothing was measured."""
 
     def seconds(topology: Topology, width: int, batch: int) -> float:
-        net = architecture(preset, topology, inputs, outputs, width)
+        net = architecture(preset, topology, inputs, outputs, width, CORE_WIDENING * width)
         return 3 * conv_operations(net) * batch / CORE_MACS_PER_S
 
     return seconds
@@ -197,7 +198,7 @@ def cpu_recipe(
     wanted = CORE_STEPS * (time_min / 20) ** 0.5
     limit_s = time_min * 60 * STEP_SHARE / wanted
     width, took = _widest(topology.value, batch.value, fixed.width, limit_s, seconds_of)
-    chosen = features(topology.value.levels, axes, width)
+    chosen = core_features(topology.value.levels, axes, width)
     if not fixed.width:
         chosen = Decision(
             chosen.value,
@@ -216,17 +217,26 @@ def cpu_recipe(
     training: dict[str, Any] = {
         **CORE_TRAINING,
         "steps": steps,
-        "warmup_steps": max(1, round(WARMUP_SHARE * steps)),
-        "ema_decay": 1 - 1 / max(10.0, EMA_SHARE * steps),
+        "warmup_share": WARMUP_SHARE,
+        "ema_share": EMA_SHARE,
         "validate_every": max(20, round(steps / 40)),
         "validation_batches": 4,
     }
     why = {
         "train.steps": "pinned by you" if fixed.steps else length,
         "train.optimiser": CORE_WHY,
-        "train.ema_decay": "the weights of the last few percent of the steps are averaged.",
+        "train.ema_share": "the weights of the last few percent of the steps are averaged.",
     }
     return Recipe(topology, batch, chosen, training, {}, why)
+
+
+def core_features(levels: int, axes: int, first: int) -> Decision[Size]:
+    """The widths of a network on cores: doubled from `first` on, up to eight times it.
+
+    Muon turns the whole matrix of a weight, which wide deep levels would make dearer than the
+    convolutions themselves.
+    """
+    return features(levels, axes, first, min(CORE_WIDENING * first, MOST_FEATURES[axes]))
 
 
 def _widest(

@@ -80,13 +80,17 @@ def marks(case: Case, folder: Path, old: MeasuredCase | None, verify: bool) -> d
 
 
 def read_measured(path: Path) -> MeasuredCase | None:
-    """What was measured of a case before, or None; of an older version counts as nothing."""
+    """What was measured of a case before, or None; damaged or of an older version it counts as nothing."""
     if not path.exists():
         return None
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("version") != VERSION:
+    try:
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("version") != VERSION:
+            return None
+        return MeasuredCase.parse(value, str(path))
+    except AutosegError as error:
+        log.info("measured again: %s", error)
         return None
-    return MeasuredCase.parse(value, str(path))
 
 
 def _bytes_needed(case: Case) -> int:

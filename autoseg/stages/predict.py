@@ -20,7 +20,7 @@ from autoseg.documents.dataset import Case, suffix_of
 from autoseg.documents.plan import Configuration
 from autoseg.documents.run import RunSpec, lines
 from autoseg.errors import AutosegError, Problem
-from autoseg.files import Lock, sha256_file, sha256_json, sweep
+from autoseg.files import Lock, explaining, sha256_file, sha256_json, sweep
 from autoseg.image.reading import ending_for, read_header, write_labels
 from autoseg.image.volume import Grid
 from autoseg.infer.restore import restore_labels
@@ -252,7 +252,8 @@ def predict(
     With `strict` a scan unlike the training set fails too. Raises BadData or AutosegError before
     any work if the inputs cannot fit the model.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    with explaining(output, "write to"):
+        output.mkdir(parents=True, exist_ok=True)
     sweep(output)
     digest = model.digest
     speaker: Speaker | None = None
@@ -266,6 +267,7 @@ def predict(
             if path.exists() and standing(kept, stamp).state == "current":
                 skipped += 1
                 continue
+            speaker = speaker or Speaker(model, device)
             try:
                 made = prepare(
                     Case(case.id, case.images, None), model.spec.configuration.preparation
@@ -275,7 +277,6 @@ def predict(
                 if strict and odd:
                     failed += odd
                     continue
-                speaker = speaker or Speaker(model, device)
                 _write(path, speaker, made.image, made.info)
             except AutosegError as error:
                 failed.append(

@@ -31,7 +31,7 @@ from autoseg.learn.losses import deeply, dice_ce
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.scores import volume_dice
-from autoseg.learn.state import Average, Run, load_state
+from autoseg.learn.state import Average, Run, decay_over, load_state
 from autoseg.learn.trial import seconds_per_step, trial_step
 from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
 from autoseg.learn.watch import Clock, Watch
@@ -44,7 +44,7 @@ from autoseg.workspace import DatasetPlaces, Fold
 log = logging.getLogger(__name__)
 
 VARIANT_S, VARIANT_SHARE = 15.0, 0.03
-"""At most so long, and at most this share of the time given, goes to choosing the variant."""
+"""At most so long, and at most this share of the time given (but 4 s), goes to choosing one."""
 LOADING = 1.1
 """A step with its batch against one on numbers that are there already, before it was measured."""
 RAM_PART = 4
@@ -110,8 +110,8 @@ def new_run(spec: RunSpec, device: torch.device) -> Run:
     torch.manual_seed(train.seed)
     net = build(spec.configuration.network).to(device)
     run = Run(net, optimiser(train, net))
-    if train.ema_decay > 0:
-        run.average = Average(net, train.ema_decay)
+    if train.ema_share > 0:
+        run.average = Average(net, decay_over(train.ema_share * train.steps))
     return run
 
 
@@ -127,7 +127,7 @@ def choose_variant(
     timings = [Timing(choices[0], None, "the only candidate")]
     variant = choices[0]
     if len(choices) > 1:
-        limit = VARIANT_S if time_s is None else min(VARIANT_S, VARIANT_SHARE * time_s)
+        limit = VARIANT_S if time_s is None else min(VARIANT_S, max(4.0, VARIANT_SHARE * time_s))
         timings = measure(lambda v: _trial(spec, device, v), choices, limit)
         variant = fastest(timings)
     append_line(
@@ -148,6 +148,12 @@ def _trial(spec: RunSpec, device: torch.device, variant: Variant) -> Callable[[]
     net = build(configuration.network).to(device)
     shape = (configuration.network.in_channels, *configuration.patch_vox)
     return trial_step(net, configuration.train, shape, configuration.network.classes, variant)
+
+
+def first_total(fold: Fold, train: Training) -> int:
+    """How many steps the run was decided to have when it began: by its time, else by the plan."""
+    decided = (e["total"] for e in lines(fold.journal) if e["event"] == "pace" and e["step"] == 0)
+    return next(decided, train.steps)
 
 
 def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float, float | None]:
@@ -254,6 +260,8 @@ def _train(
     if clock.total_s is not None:
         clock.reserve_s = _reserve(spec, held_out, run, variant, device)
         _set_deadline(spec, fold, run, variant, device, clock, pace)
+    if run.average is not None:
+        run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
     pairs = list(
         validation_batches(held_out, BatchSpec.of(configuration), recipe.validation_batches)
     )

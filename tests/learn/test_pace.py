@@ -7,7 +7,7 @@ from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.schedules import SCHEDULES, warmed
 
 RECIPE = Training(
-    steps=100, batch_size=2, lr=0.5, schedule="cosine", warmup_steps=10, supervision=(1.0,)
+    steps=100, batch_size=2, lr=0.5, schedule="cosine", warmup_share=0.1, supervision=(1.0,)
 )
 
 

@@ -152,7 +152,7 @@ def test_pins_are_kept_and_the_rest_is_decided_around_them() -> None:
     [
         ({"patch_vox": [17, 64, 64]}, "nearest that its levels divide"),
         ({"train.learning_rate": 0.1}, "unknown key"),
-        ({"train.ema_deca": 0.9}, "did you mean 'ema_decay'"),
+        ({"train.ema_shar": 0.9}, "did you mean 'ema_share'"),
         ({"spacing_mm": 3}, "three lengths"),
         ({"train.batch_dice": "perhaps"}, "train.batch_dice"),
     ],
