@@ -393,10 +393,10 @@ def test_a_full_disk_while_predicting(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 200 kB, where this process may mount one."""
+    """A real file system of 2 MB, where this process may mount one."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")
     yield place
@@ -406,7 +406,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(shell, tiny_root: Path, small_disk: Path) -> None:
     shutil.copytree(tiny_root / "raw", small_disk / "raw")
     left = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "ballast").write_bytes(bytes(left - 40_000))
+    (small_disk / "ballast").write_bytes(bytes(left - 16_384))
     said = shell(f"{PREPARE} --root {small_disk}")
     assert said.code == 2
     assert "the disk is full; free some space" in said.err

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoseg.errors import AutosegError
-from autoseg.files import explaining, replacing
+from autoseg.files import explaining
 from autoseg.learn.optimisers import align
+from autoseg.learn.weights import write_tensors
 
 SCHEMA = 1
 
@@ -87,9 +87,7 @@ def save_state(path: Path, run: Run) -> None:
         numbers["average_updates"] = run.average.updates
     if run.scaler is not None:
         numbers["scaler"] = run.scaler.state_dict()
-    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with replacing(path) as half:
-        save_file(ready, half, metadata={"autoseg": json.dumps(numbers)})
+    write_tensors(path, tensors, numbers)
 
 
 def load_state(path: Path, run: Run) -> None:

@@ -1,5 +1,6 @@
 """The weights of a trained network alone: what predict needs, as one safetensors file."""
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,17 +9,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
 from autoseg.files import explaining, replacing
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors, and plain values as JSON in the header, in one step.
+
+    Raises AutosegError where the disk does not take them.
+    """
+    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with replacing(path) as half:
+        try:
+            save_file(ready, half, metadata={"autoseg": json.dumps(dict(header))})
+        except SafetensorError as error:  # it hides the operating system's error in its words
+            full = f"os error {errno.ENOSPC}" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
 def save_weights(path: Path, net: nn.Module, facts: Mapping[str, Any]) -> None:
     """Write the network's tensors in one step; `facts` (plain values) go into the header."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
-    with replacing(path) as half:
-        save_file(tensors, half, metadata={"autoseg": json.dumps(dict(facts))})
+    write_tensors(path, net.state_dict(), facts)
 
 
 def load_weights(path: Path, net: nn.Module) -> None:

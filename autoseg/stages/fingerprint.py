@@ -254,7 +254,9 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
             bar.update()
             if isinstance(result, AutosegError):
                 problems.append(
-                    Problem(case.id, "a case cannot be measured", str(result), "mend the file")
+                    Problem(
+                        case.id, "a case cannot be measured", str(result), "mend that and repeat"
+                    )
                 )
                 continue
             results[case.id], new = result
