@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,6 @@ def test_half_done(shell, trained: Path) -> None:
     assert found[f"validation of {FOLD_TITLE}"] == ("half done", "2 of 2 cases")
     state, why = found[FOLD_TITLE]
     assert (state, why.split(" ")[0]) == ("stale", "inputs.cases")
-    assert all("half" in state or "stale" in state or "done" in state for state, _ in found.values())
 
 
 def test_a_fold_that_was_stopped_is_half_done(shell, trained: Path) -> None:
@@ -146,8 +146,6 @@ def test_verify_reads_all_of_them(shell, tiny: Path) -> None:
     content = bytearray(path.read_bytes())
     content[9] ^= 1  # the operating system named in the gzip header: another hash, the same voxels
     path.write_bytes(bytes(content))
-    import os
-
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert "0 of 6 cases measured" in shell("autoseg fingerprint 1").err
     assert "1 of 6 cases measured" in shell("autoseg fingerprint 1 --verify").err

@@ -188,17 +188,10 @@ def _reserve(
         for case in map(cases.__getitem__, range(len(cases)))
     )
     views = 2 ** len(configuration.augmentation.mirror_axes) if predict.mirror else 1
-    image = torch.zeros(1, configuration.network.in_channels, *patch, device=device)
-    net = run.net.eval()
-    speak = variant.speaking(net)
-    with variant.pinned():
-        speak(image)
-        start = time.monotonic()
-        speak(image)
-        speak(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    seconds = (time.monotonic() - start) / 2
+    # noise, since zeros become denormal numbers on their way, which are many times slower
+    image = torch.randn(1, configuration.network.in_channels, *patch, device=device)
+    speak = variant.speaking(run.net.eval())
+    seconds = seconds_per_step(lambda: speak(image), variant)
     return tiles * views * seconds * 1.15 + 0.08 * len(cases) + 3.0
 
 
