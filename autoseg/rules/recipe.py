@@ -26,7 +26,7 @@ CORE_MACS_PER_S = 2e10
 CORE_PATCH_VOX = {2: 40 * 1024, 3: 128 * 1024}
 CORE_SEES, PIECE_VOX = 1 / 3, 100.0
 GROW, FINER_BY = 1.03, 2.0
-CORE_BATCH = {2: 4, 3: 2}
+CORE_BATCH = 2
 CORE_WIDTHS = (8, 12, 16, 24, 32)
 CORE_WIDENING = 8
 CORE_STEPS = 2500
@@ -176,7 +176,7 @@ def cpu_recipe(
 ) -> Recipe:
     """Patch, width, batch and length for the cores of this machine and the time that there is.
 
-    The patch is nnU-Net's, but no larger than CORE_PATCH_VOX; the batch is 2 (3D) or 4 (2D); the
+    The patch is nnU-Net's, but no larger than CORE_PATCH_VOX; the batch is 2; the
     width is the largest of CORE_WIDTHS with which the steps that a run needs fit into the time.
     """
     axes, time_min = len(spacing), minutes or CORE_MINUTES
@@ -192,9 +192,9 @@ def cpu_recipe(
         if fixed.topology
         else fit_patch(spacing, median, patch_budget)
     )
-    batch = Decision(fixed.batch_size or CORE_BATCH[axes], "pinned by you")
+    batch = Decision(fixed.batch_size or CORE_BATCH, "pinned by you")
     if fixed.batch_size is None:
-        batch = Decision(CORE_BATCH[axes], "small batches make most of few minutes on cores.")
+        batch = Decision(CORE_BATCH, "small batches make most of few minutes on cores.")
     wanted = CORE_STEPS * (time_min / 20) ** 0.5
     limit_s = time_min * 60 * STEP_SHARE / wanted
     width, took = _widest(topology.value, batch.value, fixed.width, limit_s, seconds_of)
