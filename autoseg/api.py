@@ -33,6 +33,11 @@ def _job(dataset: str, root: Path | None, **rest: Any) -> Job:
     return Job(open_workspace(root).dataset(dataset), **rest)
 
 
+def _several(names: tuple[str, ...] | str) -> tuple[str, ...]:
+    """A single name given where several may be, as a tuple of one."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def check(
     dataset: str, *, root: Path | None = None, workers: int | None = None, json: bool = False
 ) -> list[Problem]:
@@ -223,7 +228,7 @@ def plan_and_preprocess(
     asked = _request(planner, network, gpu_memory, time, set)
     request = None if asked == Request() else asked
     made = []
-    for one in dataset:
+    for one in _several(dataset):
         job = _job(one, root, plan=name, workers=workers, device=device)
         made.append(make.prepared(job, configuration, request)[2])
     return made
@@ -275,7 +280,7 @@ def train(
         overrides["train.steps"] = steps
     time_s = None if time is None else seconds_of(time)
     reports = []
-    for one in fold:
+    for one in _several(fold):
         job = _job(
             dataset, root, plan=plan, configuration=configuration, run=run, fold=one,
             workers=workers, device=device,
@@ -314,7 +319,7 @@ def validate(
     from autoseg.flow import make
 
     reports = []
-    for one in fold:
+    for one in _several(fold):
         job = _job(
             dataset, root, plan=plan, configuration=configuration, run=run, fold=one, device=device
         )

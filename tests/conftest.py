@@ -89,9 +89,7 @@ def run(line: str, root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_root(
-    tmp_path_factory: pytest.TempPathFactory, phantoms: Callable[..., Path]
-) -> Path:
+def tiny_root(tmp_path_factory: pytest.TempPathFactory, phantoms: Callable[..., Path]) -> Path:
     """A workspace with a phantom, measured, planned and prepared. To be copied, not changed."""
     root = tmp_path_factory.mktemp("tiny")
     phantoms(root)

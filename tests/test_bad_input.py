@@ -107,7 +107,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("phantom_002", "image and label differ in size", "18, label", "15 voxels", "to fix:"),
     ),
     "other place": (
-        lambda d: changed(label(d, 2), place=lambda a: np.vstack([a[:3] + [0, 0, 0, 5.0], a[3:]])),
+        lambda d: changed(label(d, 2), place=lambda a: a + np.outer([1, 1, 1, 0], [0, 0, 0, 5])),
         ("phantom_002", "not in the same place", "8.66 mm apart", "copy the image's header"),
     ),
     "undeclared label": (
@@ -368,9 +368,7 @@ def test_a_full_disk_while_preparing(shell, tiny: Path, monkeypatch: pytest.Monk
 def test_a_full_disk_while_training(shell, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         for module in ("state", "weights"):
-            full.setattr(
-                f"autoseg.learn.{module}.save_file", no_space(TORCH_FULL), raising=False
-            )
+            full.setattr(f"autoseg.learn.{module}.save_file", no_space(TORCH_FULL), raising=False)
         said = shell("autoseg train 1 3d_fullres 0")
         assert said.code == 2
         assert "the disk is full; free some space and repeat the same command" in said.err

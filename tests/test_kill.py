@@ -21,6 +21,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from autoseg.documents.run import append_line, lines
+
 if sys.platform != "linux":
     pytest.skip("reads /proc and forks", allow_module_level=True)
 
@@ -92,6 +94,7 @@ def start(zygote: subprocess.Popen[str], tmp_path: Path) -> Iterator[Start]:
 
     def begin(line: str) -> Command:
         said = tmp_path / f"said_{len(running)}.txt"
+        said.touch()
         words = shlex.split(line)[1:]
         process = ask(words=words, folder=str(tmp_path), said=str(said))
         codes: list[int] = []
@@ -178,8 +181,9 @@ def test_training_killed_and_continued_ends_in_the_same_weights(
     for at in sorted(chance.sample(range(1, 28), 3 if workers == 0 else 1)):
         command = start(line)
         until(
-            lambda at=at, command=command: len(entries(fold / "history.jsonl")) >= at
-            or command.poll() is not None,
+            lambda at=at, command=command: (
+                len(entries(fold / "history.jsonl")) >= at or command.poll() is not None
+            ),
             f"step {at}",
         )
         time.sleep(chance.uniform(0, 0.02))
@@ -236,9 +240,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     ).read_bytes()
 
 
-def test_a_fold_has_one_writer_and_its_workers_end_with_it(
-    start: Start, shell, tiny: Path
-) -> None:
+def test_a_fold_has_one_writer_and_its_workers_end_with_it(start: Start, shell, tiny: Path) -> None:
     fold = tiny / FOLD.format(run="default")
     line = "autoseg train 1 3d_fullres 0 --steps 100000 --workers 2"
     command = start(line)
@@ -262,9 +264,7 @@ def test_a_fold_has_one_writer_and_its_workers_end_with_it(
     assert third.poll() is None
 
 
-def test_prediction_killed_and_repeated(
-    start: Start, trained: Path, tmp_path: Path
-) -> None:
+def test_prediction_killed_and_repeated(start: Start, trained: Path, tmp_path: Path) -> None:
     """What was written before a kill stays as it is; what was not is written; nothing is halved."""
     source = trained / "raw/Dataset001_Phantom/imagesTs/phantom_007_0000.nii.gz"
     (tmp_path / "in").mkdir()
@@ -280,8 +280,9 @@ def test_prediction_killed_and_repeated(
     for at in (1, 4, 7):
         command = start("autoseg predict -i in -o out")
         until(
-            lambda at=at, command=command: len(list(out.glob("*.nii.gz"))) >= at
-            or command.poll() is not None,
+            lambda at=at, command=command: (
+                len(list(out.glob("*.nii.gz"))) >= at or command.poll() is not None
+            ),
             f"label map {at}",
         )
         time.sleep(chance.uniform(0, 0.03))
@@ -303,6 +304,59 @@ def test_prediction_killed_and_repeated(
         path = f"{name}.nii.gz"
         assert (out / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
     assert half_written(out) == []
+
+
+def test_ctrl_c_ends_with_130_and_one_line(start: Start, trained: Path, tmp_path: Path) -> None:
+    source = trained / "raw/Dataset001_Phantom/imagesTs/phantom_007_0000.nii.gz"
+    (tmp_path / "in").mkdir()
+    for n in range(60):
+        shutil.copy(source, tmp_path / "in" / f"scan_{n:02d}_0000.nii.gz")
+    command = start("autoseg predict -i in -o out")
+    until(lambda: len(list((tmp_path / "out").glob("*.nii.gz"))) >= 2, "two label maps")
+    assert command.kill(signal.SIGINT) == 130
+    assert command.said.splitlines()[-1] == (
+        "autoseg: stopped; the same command goes on where it was"
+    )
+    assert 2 <= len(list((tmp_path / "out").glob("*.nii.gz"))) < 60
+    assert half_written(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("lost", [("stamp.json",), ("stamp.json", "weights.safetensors")])
+def test_a_kill_after_the_last_step(lost: tuple[str, ...], shell, trained: Path) -> None:
+    """Between the last state, the final weights and the stamp nothing is trained again."""
+    fold = trained / FOLD.format(run="default")
+    weights, seen = (fold / "weights.safetensors").read_bytes(), history(fold)
+    for name in lost:
+        (fold / name).unlink()
+    said = shell("autoseg train 1 3d_fullres 0")
+    assert said.code == 0, said.err
+    assert "going on from step 8" in said.err
+    assert (fold / "weights.safetensors").read_bytes() == weights
+    assert history(fold) == seen
+    assert (fold / "stamp.json").exists()
+
+
+def test_going_on_elsewhere_warns(shell, trained: Path) -> None:
+    fold = trained / FOLD.format(run="default")
+    journal = fold / "journal.jsonl"
+    written = entries(journal)
+    for entry in written:
+        if entry["event"] == "variant":
+            entry["torch"] = "1.0.0"
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in written))
+    (fold / "stamp.json").unlink()
+    said = shell("autoseg train 1 3d_fullres 0")
+    assert said.code == 0
+    assert "warning: this run goes on elsewhere (torch 1.0.0 → " in said.err
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    append_line(path, {"event": "saved", "step": 1})
+    with path.open("a") as file:
+        file.write('{"event": "pa')
+    append_line(path, {"event": "saved", "step": 2})
+    assert [entry["step"] for entry in lines(path)] == [1, 2]
 
 
 def units(prepared: Path) -> dict[str, tuple[int, int]]:

@@ -192,9 +192,7 @@ def test_scans_of_other_orientation_come_back_on_their_own_grid(
     shell, trained: Path, tmp_path: Path
 ) -> None:
     """The same scan, stored the other way round, gets the same labels in the same places."""
-    scan = nib.load(
-        trained / "raw" / "Dataset001_Phantom" / "imagesTs" / "phantom_007_0000.nii.gz"
-    )
+    scan = nib.load(trained / "raw" / "Dataset001_Phantom" / "imagesTs" / "phantom_007_0000.nii.gz")
     (tmp_path / "in").mkdir()
     nib.save(scan, tmp_path / "in" / "straight_0000.nii.gz")
     turned = scan.as_reoriented(
@@ -209,9 +207,7 @@ def test_scans_of_other_orientation_come_back_on_their_own_grid(
     back = nib.load(tmp_path / "out" / "turned.nii.gz")
     assert nib.aff2axcodes(back.affine) == ("P", "I", "R")
     assert len(np.unique(straight.get_fdata())) > 1
-    np.testing.assert_array_equal(
-        nib.as_closest_canonical(back).get_fdata(), straight.get_fdata()
-    )
+    np.testing.assert_array_equal(nib.as_closest_canonical(back).get_fdata(), straight.get_fdata())
 
 
 def test_files_that_dataset_json_maps(shell, tiny_root: Path, tmp_path: Path) -> None:
@@ -266,7 +262,9 @@ def test_a_scan_unlike_the_training_set(shell, trained: Path, tmp_path: Path) ->
 
     said = shell(LINES[2])
     assert said.code == 0
-    assert re.search(r"warning: phantom_007: the intensities are outside .* .MRI runs from", said.err)
+    assert re.search(
+        r"warning: phantom_007: the intensities are outside .* .MRI runs from", said.err
+    )
     assert "phantom_008" not in said.err
 
     said = shell("autoseg predict -i in -o strict --strict")
@@ -280,9 +278,7 @@ def test_a_spacing_unlike_the_training_set(
     shell, trained: Path, tmp_path: Path, scale: float
 ) -> None:
     (tmp_path / "in").mkdir()
-    scan = nib.load(
-        trained / "raw" / "Dataset001_Phantom" / "imagesTs" / "phantom_007_0000.nii.gz"
-    )
+    scan = nib.load(trained / "raw" / "Dataset001_Phantom" / "imagesTs" / "phantom_007_0000.nii.gz")
     image = nib.Nifti1Image(np.asarray(scan.dataobj)[:8, :8, :8], scan.affine * scale)
     nib.save(image, tmp_path / "in" / "odd_0000.nii.gz")
     said = shell("autoseg predict -i in -o out --strict")
@@ -290,9 +286,7 @@ def test_a_spacing_unlike_the_training_set(
     assert f"{3 * scale:.3g} mm, the training cases had 3 to 3 mm" in said.err
 
 
-def test_folds_are_averaged_and_all_trains_on_everything(
-    shell, tiny: Path, tmp_path: Path
-) -> None:
+def test_folds_are_averaged_and_all_trains_on_everything(shell, tiny: Path, tmp_path: Path) -> None:
     assert shell("autoseg train 1 3d_fullres 0 1 all --steps 2").code == 0
     results = tiny / "results/Dataset001_Phantom/default/3d_fullres/default"
     spec = json.loads((results / "fold_all" / "run.json").read_text())

@@ -35,7 +35,7 @@ def commanded() -> None:
 
 
 if __name__ == "__main__":
-    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_agg  # noqa: F401
     import torch
     import torch._dynamo  # what making an optimiser imports
 

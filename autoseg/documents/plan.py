@@ -41,6 +41,13 @@ class ChannelScale(Document):
     percentile_00_5: float | None = None
     percentile_99_5: float | None = None
 
+    @model_validator(mode="after")
+    def _sound(self) -> "ChannelScale":
+        numbers = (self.mean, self.std, self.percentile_00_5, self.percentile_99_5)
+        if self.scheme == "ct" and None in numbers:
+            raise ValueError("the scheme ct needs mean, std, percentile_00_5 and percentile_99_5")
+        return self
+
 
 class Preparation(Document):
     """All that a prepared case depends on; plans and configurations with one spec share the cases.
@@ -57,8 +64,7 @@ class Preparation(Document):
     image_order: Literal[0, 1, 3] = 3
     image_order_z: Literal[0, 1, 3] = 0
     label_order: Literal[0, 1] = 1
-    label_order_z: Literal[0, 1] = 0
-    separate_z_above: PositiveFloat = 3.0
+    label_order_z: Literal[0] = 0
 
     @model_validator(mode="after")
     def _sound(self) -> "Preparation":
@@ -290,6 +296,9 @@ class Configuration(Document):
             wrong.append(f"network.classes must be {self.preparation.labels.count}")
         if len(self.sampling.class_weights) != self.preparation.labels.count - 1:
             wrong.append("sampling.class_weights needs one weight for each foreground class")
+        angles = 1 if self.dimensions == 2 or self.augmentation.dummy_2d else 3
+        if len(self.augmentation.rotation_degrees) != angles:
+            wrong.append(f"augmentation.rotation_degrees needs {angles} numbers here")
         if any(axis >= self.dimensions for axis in self.augmentation.mirror_axes):
             wrong.append(f"augmentation.mirror_axes must be below {self.dimensions}")
         if wrong:
@@ -339,6 +348,8 @@ class Plan(Document):
                 here = here[step]
             elif isinstance(here, Document) and step in type(here).model_fields:
                 here = getattr(here, step)
+            elif isinstance(here, tuple) and step.isdigit() and int(step) < len(here):
+                here = here[int(step)]
             else:
                 return False
         return True
@@ -379,4 +390,10 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(
             f"{path} holds no JSON object; restore it, or plan again under a new --name"
         )
-    return parse_plan(value, str(path))
+    plan = parse_plan(value, str(path))
+    if plan.name != path.parent.name:
+        raise PlanError(
+            f"{path} calls itself {plan.name!r}; a copy needs a name of its own: write "
+            f'"name": "{path.parent.name}" into it'
+        )
+    return plan

@@ -5,6 +5,7 @@ used for prediction without the plan that it came from.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,17 @@ class RunSpec(Document):
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add one JSON line and bring it to the disk before returning."""
-    with explaining(path, "write"), open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
-        handle.flush()
+    """Add one JSON line, handed to the system before returning.
+
+    A line that was cut short before (a full disk) is ended first, so that it spoils no other.
+    """
+    line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+    with explaining(path, "write"), open(path, "ab+") as handle:
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":
+                line = "\n" + line
+        handle.write(line.encode("utf-8"))
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -62,9 +62,3 @@ def axis_total(size: int, patch: int, step: float, sigma_scale: float) -> FloatA
     for start in positions(size, patch, step):
         total[start : start + patch] += weights
     return total
-
-
-def padding(shape: Sequence[int], patch_vox: Sequence[int]) -> list[tuple[int, int]]:
-    """Voxels to add before and after each axis to reach the patch; the odd one goes after."""
-    missing = [max(0, p - s) for s, p in zip(shape, patch_vox, strict=True)]
-    return [(m // 2, m - m // 2) for m in missing]

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from autoseg.documents.plan import Prediction
-from autoseg.infer.tiles import axis_total, padding, positions, tile_weights
+from autoseg.infer.tiles import axis_total, positions, tile_weights
 
 Speaker = Callable[[Tensor], Sequence[Tensor]]
 
@@ -35,13 +34,14 @@ def predict_logits(
     `mirror_axes` are axes of the patch, and are used where the prediction's `mirror` is set. The
     sums are kept on `device`, in main memory where the card has no room for them.
     """
+    from acvl_utils.cropping_and_padding.padding import pad_nd_image
+
     if not nets:
         raise ValueError("no network to predict with")
     source = torch.as_tensor(image)
     flat = len(patch_vox) == 2
     patch = (1, *patch_vox) if flat else tuple(patch_vox)
-    pads = padding(source.shape[1:], patch)
-    padded = F.pad(source, [n for pair in reversed(pads) for n in pair])
+    padded, kept = pad_nd_image(source, patch, return_slicer=True)
     shape = tuple(padded.shape[1:])
     flips = mirrored(mirror_axes if prediction.mirror else ())
     weights = torch.from_numpy(tile_weights(patch, prediction.sigma_scale)).to(device)
@@ -58,8 +58,7 @@ def predict_logits(
         view = [1] * 4
         view[axis + 1] = size
         total /= torch.from_numpy(by).to(total.device).view(view)
-    kept = [slice(a, n - b) for (a, b), n in zip(pads, shape, strict=True)]
-    return np.ascontiguousarray(total[(slice(None), *kept)].cpu().numpy())
+    return np.ascontiguousarray(total[(slice(None), *kept[1:])].cpu().numpy())
 
 
 def corners_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import NetworkSpec, Plan, Training, parse_plan, read_plan
+from autoseg.documents.plan import NetworkSpec, Plan, Training, read_plan
 from autoseg.errors import Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.planner import make_plan
@@ -153,4 +153,4 @@ def _edited(path: Path, name: str, request: Request | None) -> Plan:
             f"plan {name!r} was edited by hand and is kept as it is; make another with "
             f"`autoseg plan --name OTHER`, or remove {path}"
         )
-    return parse_plan(read_json(path), str(path))
+    return read_plan(path)

@@ -107,7 +107,6 @@ class Speaker:
                 info["arranged_shape"],
                 info["target_mm"],
                 info["spacing_mm"],
-                self.configuration.preparation.separate_z_above,
             )
 
 

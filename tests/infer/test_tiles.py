@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from autoseg.infer.tiles import axis_total, padding, positions, tile_weights
+from autoseg.infer.tiles import axis_total, positions, tile_weights
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,3 @@ def test_the_total_of_all_tiles_is_the_product_of_the_axes():
             want[y : y + 8, x : x + 6] += tile_weights(patch, 0.125)
     got = np.multiply.outer(axis_total(23, 8, 0.5, 0.125), axis_total(17, 6, 0.5, 0.125))
     np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_padding_puts_the_odd_voxel_after():
-    assert padding((5, 10, 8), (8, 8, 8)) == [(1, 2), (0, 0), (0, 0)]
