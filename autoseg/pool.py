@@ -51,6 +51,19 @@ def free_bytes() -> int:
     return max(free, 256 << 20)
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep large blocks that it frees, instead of asking for them again and again.
+
+    By default glibc gives every block of some MB back to the system at once; fetching and clearing
+    its pages anew took 40 % of the time of predictions on cores. Does nothing elsewhere.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def die_with_parent() -> None:
     """Make this process end when its parent does, however the parent ended."""
     parent = os.getppid()

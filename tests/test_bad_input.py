@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 from safetensors import SafetensorError
 
 RAW, NAME = "raw/Dataset001_Phantom", "Dataset001_Phantom"

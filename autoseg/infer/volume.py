@@ -6,6 +6,7 @@ precision and memory layout are its own affair.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations, islice, product
+from math import prod
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ def predict_logits(
     prediction: Prediction,
     mirror_axes: Sequence[int] = (),
     device: torch.device | str = "cpu",
+    divisor: Sequence[int] = (1, 1, 1),
 ) -> NDArray[np.float32]:
     """The mean logits (K, Z, Y, X) of all `nets` for a prepared image (C, Z, Y, X).
 
     A patch of two numbers belongs to 2D networks: each slice of axis 0 is an image of its own.
     `mirror_axes` are axes of the patch, and are used where the prediction's `mirror` is set. The
-    sums are kept on `device`, in main memory where the card has no room for them.
+    sums are kept on `device`, in main memory where the card has no room for them. `divisor` is what
+    the edges of a tile must be multiples of, for volumes that are segmented in one piece.
     """
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
@@ -40,7 +43,7 @@ def predict_logits(
         raise ValueError("no network to predict with")
     source = torch.as_tensor(image)
     flat = len(patch_vox) == 2
-    patch = (1, *patch_vox) if flat else tuple(patch_vox)
+    patch = tile_for(source.shape[1:], patch_vox, divisor, prediction.whole_up_to)
     padded, kept = pad_nd_image(source, patch, return_slicer=True)
     shape = tuple(padded.shape[1:])
     flips = mirrored(mirror_axes if prediction.mirror else ())
@@ -59,6 +62,22 @@ def predict_logits(
         view[axis + 1] = size
         total /= torch.from_numpy(by).to(total.device).view(view)
     return np.ascontiguousarray(total[(slice(None), *kept[1:])].cpu().numpy())
+
+
+def tile_for(
+    shape: Sequence[int], patch_vox: Sequence[int], divisor: Sequence[int], whole_up_to: float
+) -> tuple[int, ...]:
+    """The tile (Z, Y, X) that a volume is segmented with: the patch, or the volume as a whole.
+
+    It is the whole, enlarged to multiples of `divisor` and no smaller than the patch, where that has
+    no more voxels than `whole_up_to` patches. A 2D patch becomes one slice thick.
+    """
+    flat = len(patch_vox) == 2
+    patch = (1, *patch_vox) if flat else tuple(patch_vox)
+    by = (1, *divisor) if len(divisor) == 2 else tuple(divisor)
+    inner = [1, *shape[1:]] if flat else list(shape)
+    whole = tuple(max(p, -(-n // d) * d) for n, p, d in zip(inner, patch, by, strict=True))
+    return whole if prod(whole) <= whole_up_to * prod(patch) else patch
 
 
 def corners_of(

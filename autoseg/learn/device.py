@@ -3,10 +3,12 @@
 import torch
 
 from autoseg.errors import AutosegError
+from autoseg.pool import keep_freed_memory
 
 
 def pick_device(wanted: str | None) -> torch.device:
     """The device asked for, else the first card, else the CPU. Raises AutosegError."""
+    keep_freed_memory()
     if wanted in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -94,6 +94,7 @@ class Speaker:
                 self.configuration.predict,
                 self.configuration.augmentation.mirror_axes,
                 self.device,
+                self.configuration.network.divisor,
             )
 
     def labels(

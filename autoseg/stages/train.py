@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from autoseg.data.batches import Batches, BatchSpec, validation_batches
 from autoseg.data.store import StoredCases
-from autoseg.documents.plan import Training
+from autoseg.documents.plan import Configuration, Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, Stale
 from autoseg.files import Lock, sweep
 from autoseg.infer.tiles import positions
+from autoseg.infer.volume import tile_for
 from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, dice_ce
@@ -169,11 +170,13 @@ def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float,
     return pace, spent, total_s
 
 
-def count_tiles(shape: Sequence[int], patch_vox: Sequence[int], step: float) -> int:
-    """How many tiles cover a prepared volume (Z, Y, X); a 2D patch covers each slice apart."""
-    slices = shape[0] if len(patch_vox) == 2 else 1
-    sizes = zip(shape[-len(patch_vox) :], patch_vox, strict=True)
-    return slices * prod(len(positions(max(size, edge), edge, step)) for size, edge in sizes)
+def patches_to_predict(shape: Sequence[int], configuration: Configuration) -> float:
+    """How many patches' worth of voxels the tiles of a prepared volume (Z, Y, X) have together."""
+    patch, predict = configuration.patch_vox, configuration.predict
+    tile = tile_for(shape, patch, configuration.network.divisor, predict.whole_up_to)
+    step = predict.tile_step
+    tiles = (len(positions(max(n, t), t, step)) for n, t in zip(shape, tile, strict=True))
+    return prod(tiles) * prod(tile) / prod(patch)
 
 
 def _reserve(
@@ -183,10 +186,8 @@ def _reserve(
     configuration = spec.configuration
     predict = configuration.predict
     patch = configuration.patch_vox
-    tiles = sum(
-        count_tiles(case.shape, patch, predict.tile_step)
-        for case in map(cases.__getitem__, range(len(cases)))
-    )
+    shapes = [cases[i].shape for i in range(len(cases))]
+    tiles = sum(patches_to_predict(shape, configuration) for shape in shapes)
     views = 2 ** len(configuration.augmentation.mirror_axes) if predict.mirror else 1
     # noise, since zeros become denormal numbers on their way, which are many times slower
     image = torch.randn(1, configuration.network.in_channels, *patch, device=device)

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoseg.documents.plan import Prediction
 from autoseg.infer.tiles import positions, tile_weights
-from autoseg.infer.volume import mirrored, predict_logits
+from autoseg.infer.volume import mirrored, predict_logits, tile_for
 
 
 class Shift(nn.Module):
@@ -108,3 +108,18 @@ def test_slices_of_2d_networks_are_batched():
 def test_no_network_is_misuse():
     with pytest.raises(ValueError, match="no network"):
         predict_logits([], np.zeros((1, 4, 4, 4), np.float32), (4, 4, 4), 1, Prediction())
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "divisor", "tile"),
+    [
+        ((10, 20, 30), (8, 16, 16), (4, 4, 4), (12, 20, 32)),  # 3.75 patches: whole
+        ((10, 20, 50), (8, 16, 16), (4, 4, 4), (8, 16, 16)),  # 6 patches: tiles
+        ((4, 9, 9), (8, 16, 16), (4, 4, 4), (8, 16, 16)),  # never smaller than the patch
+        ((7, 30, 30), (16, 16), (8, 8), (1, 32, 32)),  # slices, each whole
+    ],
+)
+def test_small_volumes_are_one_tile(shape, patch, divisor, tile):
+    assert tile_for(shape, patch, divisor, 4.0) == tile
+    flat = (1, *patch) if len(patch) == 2 else patch
+    assert tile_for(shape, patch, divisor, 0.0) == flat
