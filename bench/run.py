@@ -37,7 +37,7 @@ TARGETS = {"Dataset004_Hippocampus": (0.87, 0.885), "Dataset005_LungNodule": (0.
 
 
 def timed(command: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Wall and CPU seconds, and the peak memory of the largest process so far, of a command."""
+    """Wall and CPU seconds of a command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     done = subprocess.run(
@@ -48,7 +48,7 @@ def timed(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_s": wall, "cpu_s": cpu, "peak_mib": after.ru_maxrss / 1024}
+    return {"wall_s": wall, "cpu_s": cpu}
 
 
 def machine() -> dict[str, str]:
@@ -56,7 +56,9 @@ def machine() -> dict[str, str]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        rows = [r.split(":", 1)[1].strip() for r in info.read_text().split("\n") if "model name" in r]
+        rows = [
+            r.split(":", 1)[1].strip() for r in info.read_text().split("\n") if "model name" in r
+        ]
         name = rows[0] if rows else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": name, "cores": str(cores), "python": platform.python_version(),
@@ -160,7 +162,11 @@ def train(_: int) -> None:
             "labels": {k: round(v["metrics"]["dice"]["mean"], 4) for k, v in labels.items()},
             "cases": len(report["cases"]), "target": TARGETS[name],
         })  # fmt: skip
-        keep("train", rows, "autoseg plan_and_preprocess -d N --time T; autoseg train N C 0 --time REST")
+        keep(
+            "train",
+            rows,
+            "autoseg plan_and_preprocess -d N --time T; autoseg train N C 0 --time REST",
+        )
 
 
 def write() -> None:
@@ -173,13 +179,13 @@ def write() -> None:
             continue
         part = parts[name]
         lines += [f"## {part['rows'][0]['what']}", "", _origin(part), "",
-                  "| program | wall s | CPU s | peak MiB of one process |", "|---|---|---|---|"]  # fmt: skip
+                  "| program | wall s | CPU s |", "|---|---|---|"]  # fmt: skip
         for row in part["rows"]:
             for program in ("autoseg", "nnunet"):
                 if program in row:
                     r = row[program]
                     title = "nnU-Net 2.8.1" if program == "nnunet" else program
-                    lines.append(f"| {title} | {r['wall_s']} | {r['cpu_s']} | {r['peak_mib']:.0f} |")
+                    lines.append(f"| {title} | {r['wall_s']} | {r['cpu_s']} |")
             if "wall_s_ratio" in row:
                 lines += ["", f"Median ratio of {row['runs']} pairs: wall {row['wall_s_ratio']}, "
                           f"CPU {row['cpu_s_ratio']}."]  # fmt: skip
@@ -191,8 +197,9 @@ def write() -> None:
 
 def _origin(part: Mapping[str, Any]) -> str:
     m = part["machine"]
+    commands = part["command"].replace(" | ", "` against `").replace("; ", "`, then `")
     return (f"{m['date']}, {m['cores']} cores of {m['processor']}, Python {m['python']}, load "
-            f"{m['load']} at the end. `{part['command']}`")  # fmt: skip
+            f"{m['load']} at the end. `{commands}`")  # fmt: skip
 
 
 def _train_table(part: Mapping[str, Any]) -> list[str]:

@@ -63,13 +63,11 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
     arranged_shape = image.shape[1:]
     ranges = [[float(channel.min()), float(channel.max())] for channel in image]
     box: Box = (slice(None), slice(None), slice(None))
-    mask = np.ones((1, 1, 1), bool)
+    mask = None
     if preparation.crop == "nonzero":
         box, mask = nonzero_box(image)
         image = np.ascontiguousarray(image[(slice(None), *box)])
-        if classes is not None:
-            classes = classes[box].copy()
-            classes[~mask & (classes == 0)] = OUTSIDE
+        classes = None if classes is None else _marked_outside(classes[box], mask)
     cropped_shape = image.shape[1:]
     channels = preparation.channels
     image = normalise(
@@ -105,6 +103,15 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
         "intensity_ranges": ranges,
     }
     return Prepared(image, classes, info)
+
+
+def _marked_outside(
+    classes: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int16]:
+    """Class indices with OUTSIDE where the image is zero and nothing is labelled."""
+    marked = classes.copy()
+    marked[~mask & (classes == 0)] = OUTSIDE
+    return marked
 
 
 def bytes_needed(case: Case, preparation: Preparation) -> int:

@@ -205,29 +205,36 @@ def cpu_recipe(
             f"{width} channels at the finest level: a step takes about {took:.2g} s on these "
             f"cores, and {time_min:g} minutes should hold the {wanted:.0f} steps that a run needs.",
         )
-    steps = max(LEAST_STEPS, round(time_min * 60 * STEP_SHARE / took))
-    length = f"what {time_min:g} minutes hold at {took:.2g} s a step, besides validation."
-    enough = max(LEAST_STEPS, round(MOST_VIEWS * cases / batch.value))
-    if minutes is None and enough < steps:
-        steps = enough
-        length = f"nobody gave a time, and {MOST_VIEWS} views of each of {cases} cases are enough."
-    elif minutes is None:
-        length = f"nobody gave a time: {length}"
-    steps = fixed.steps or steps
+    length = _core_length(minutes, took, round(MOST_VIEWS * cases / batch.value))
+    if fixed.steps:
+        length = Decision(fixed.steps, "pinned by you")
     training: dict[str, Any] = {
         **CORE_TRAINING,
-        "steps": steps,
+        "steps": length.value,
         "warmup_share": WARMUP_SHARE,
         "ema_share": EMA_SHARE,
-        "validate_every": max(20, round(steps / 40)),
+        "validate_every": max(20, round(length.value / 40)),
         "validation_batches": 4,
     }
     why = {
-        "train.steps": "pinned by you" if fixed.steps else length,
+        "train.steps": length.why,
         "train.optimiser": CORE_WHY,
         "train.ema_share": "the weights of the last few percent of the steps are averaged.",
     }
     return Recipe(topology, batch, chosen, training, {}, why)
+
+
+def _core_length(minutes: float | None, step_s: float, enough: int) -> Decision[int]:
+    """How many steps the time holds; where nobody gave a time, no more than are enough."""
+    time_min = minutes or CORE_MINUTES
+    held = max(LEAST_STEPS, round(time_min * 60 * STEP_SHARE / step_s))
+    why = f"what {time_min:g} minutes hold at {step_s:.2g} s a step, besides validation."
+    if minutes is not None:
+        return Decision(held, why)
+    if enough < held:
+        shown = f"nobody gave a time, and {MOST_VIEWS} views of each case are enough."
+        return Decision(max(LEAST_STEPS, enough), shown)
+    return Decision(held, f"nobody gave a time: {why}")
 
 
 def core_features(levels: int, axes: int, first: int) -> Decision[Size]:

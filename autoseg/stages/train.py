@@ -116,6 +116,18 @@ def new_run(spec: RunSpec, device: torch.device) -> Run:
     return run
 
 
+def open_run(spec: RunSpec, fold: Fold, device: torch.device, variant: Variant) -> Run:
+    """The run as it was last saved, or a new one."""
+    run = new_run(spec, device)
+    if device.type == "cuda" and variant.precision == "float16":
+        run.scaler = torch.amp.GradScaler("cuda")
+    if fold.last.exists():
+        load_state(fold.last, run)
+        log.info("going on from step %d", run.step)
+    _warn_if_elsewhere(fold, device)
+    return run
+
+
 def choose_variant(
     spec: RunSpec, fold: Fold, device: torch.device, time_s: float | None
 ) -> Variant:
@@ -241,13 +253,7 @@ def _train(
     seen = StoredCases(prepared, spec.train_cases, held)
     held_out = StoredCases(prepared, spec.validation_cases)
     variant = choose_variant(spec, fold, device, time_s)
-    run = new_run(spec, device)
-    if device.type == "cuda" and variant.precision == "float16":
-        run.scaler = torch.amp.GradScaler("cuda")
-    if fold.last.exists():
-        load_state(fold.last, run)
-        log.info("going on from step %d", run.step)
-    _warn_if_elsewhere(fold, device)
+    run = open_run(spec, fold, device, variant)
     pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
     clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
     scores = [e.get("dice") for e in keep_until(fold.history, run.step) if "dice" in e]
@@ -256,16 +262,13 @@ def _train(
         _set_deadline(spec, fold, run, variant, device, clock, pace)
     if run.average is not None:
         run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
-    pairs = list(
-        validation_batches(held_out, BatchSpec.of(configuration), recipe.validation_batches)
-    )
+    shown = BatchSpec.of(configuration)
+    pairs = list(validation_batches(held_out, shown, recipe.validation_batches))
 
     def score() -> float | None:
         return volume_dice(variant, run.speaker, pairs, configuration.network.classes, device)
 
-    batches = Batches(
-        seen, BatchSpec.of(configuration), run.step, ENDLESS, _workers(workers, device), device
-    )
+    batches = Batches(seen, shown, run.step, ENDLESS, _workers(workers, device), device)
     bar = tqdm(
         total=pace.total, initial=run.step, desc=f"fold {spec.fold}", unit="step", disable=None
     )

@@ -138,7 +138,13 @@ def test_dropout_depends_on_seed_and_step_alone(recipe, toy_spec, discs):
 
 def test_it_learns_discs_and_squares(recipe, toy_spec, discs):
     train = recipe.model_copy(
-        update={"optimiser": "adamw", "lr": 5e-3, "momentum": 0.9, "steps": 200, "warmup_share": 0.025}
+        update={
+            "optimiser": "adamw",
+            "lr": 5e-3,
+            "momentum": 0.9,
+            "steps": 200,
+            "warmup_share": 0.025,
+        }
     )
     spec = toy_spec.model_copy(update={"dropout": 0.0})
     run = go(fresh(spec, train), train, discs, 200)

@@ -26,7 +26,9 @@ def test_cosine_and_warmup():
 
 
 def test_the_rate_of_a_plan(recipe):
-    lr_at = paced_rate(recipe.model_copy(update={"lr": 0.5, "warmup_share": 2 / recipe.steps}), Pace(recipe.steps))
+    lr_at = paced_rate(
+        recipe.model_copy(update={"lr": 0.5, "warmup_share": 2 / recipe.steps}), Pace(recipe.steps)
+    )
     assert lr_at(0) == 0.25
     assert lr_at(7) == pytest.approx(0.5 * 0.5**0.9)
 

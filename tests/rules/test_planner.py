@@ -133,7 +133,9 @@ def test_class_imbalance_decides_sampling() -> None:
 
 def test_pins_are_kept_and_the_rest_is_decided_around_them() -> None:
     free = make_plan(fingerprint(), Ask(device=CARD)).configurations["3d_fullres"]
-    asked = Ask(device=CARD, pins={"patch_vox": [16, 64, 64], "train.lr": 0.003, "2d.batch_size": 3})
+    asked = Ask(
+        device=CARD, pins={"patch_vox": [16, 64, 64], "train.lr": 0.003, "2d.batch_size": 3}
+    )
     plan = make_plan(fingerprint(), asked)
     pinned = plan.configurations["3d_fullres"]
     assert pinned.patch_vox == (16, 64, 64)
