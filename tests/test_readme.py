@@ -82,6 +82,8 @@ def test_shown_commands_parse(page: Path) -> None:
         assert verb == words[0]
         assert options
     for words in spoken(text):
+        if words == ["--help"]:
+            continue
         # a sentence may name a verb without all that it needs, but nothing that there is not
         assert words[0] in api.VERBS, words
         known = set(api.VERBS[words[0]].__annotations__) | {"d", "c", "f", "i", "o", "r"}
