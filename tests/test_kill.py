@@ -281,14 +281,14 @@ def test_prediction_killed_and_repeated(start: Start, trained: Path, tmp_path: P
         command = start("autoseg predict -i in -o out")
         until(
             lambda at=at, command=command: (
-                len(list(out.glob("*.nii.gz"))) >= at or command.poll() is not None
+                len(list(out.glob("[!.]*.nii.gz"))) >= at or command.poll() is not None
             ),
             f"label map {at}",
         )
         time.sleep(chance.uniform(0, 0.03))
         if command.poll() is None:
             command.kill()
-        for path in out.glob("*.nii.gz"):
+        for path in out.glob("[!.]*.nii.gz"):
             assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
             if (out / ".autoseg" / f"{path.name.split('.')[0]}.json").exists():
                 identity = (path.stat().st_ino, path.stat().st_mtime_ns)
@@ -299,7 +299,7 @@ def test_prediction_killed_and_repeated(start: Start, trained: Path, tmp_path: P
     for name, identity in kept.items():
         found = (out / name).stat()
         assert (found.st_ino, found.st_mtime_ns) == identity
-    assert sorted(p.name for p in out.glob("*.nii.gz")) == [f"{n}.nii.gz" for n in names]
+    assert sorted(p.name for p in out.glob("[!.]*.nii.gz")) == [f"{n}.nii.gz" for n in names]
     for name in names:
         path = f"{name}.nii.gz"
         assert (out / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
@@ -312,12 +312,12 @@ def test_ctrl_c_ends_with_130_and_one_line(start: Start, trained: Path, tmp_path
     for n in range(60):
         shutil.copy(source, tmp_path / "in" / f"scan_{n:02d}_0000.nii.gz")
     command = start("autoseg predict -i in -o out")
-    until(lambda: len(list((tmp_path / "out").glob("*.nii.gz"))) >= 2, "two label maps")
+    until(lambda: len(list((tmp_path / "out").glob("[!.]*.nii.gz"))) >= 2, "two label maps")
     assert command.kill(signal.SIGINT) == 130
     assert command.said.splitlines()[-1] == (
         "autoseg: stopped; the same command goes on where it was"
     )
-    assert 2 <= len(list((tmp_path / "out").glob("*.nii.gz"))) < 60
+    assert 2 <= len(list((tmp_path / "out").glob("[!.]*.nii.gz"))) < 60
     assert half_written(tmp_path / "out") == []
 
 
@@ -363,7 +363,7 @@ def units(prepared: Path) -> dict[str, tuple[int, int]]:
     """Every finished unit below a folder, and what tells it from one that was made again."""
     return {
         str(stamp.parent.relative_to(prepared)): (stamp.stat().st_ino, stamp.stat().st_mtime_ns)
-        for stamp in prepared.glob("*/*/stamp.json")
+        for stamp in prepared.glob("*/[!.]*/stamp.json")
     }
 
 
