@@ -159,7 +159,9 @@ def test_a_damaged_case_is_named_by_whoever_meets_it(three_cases, workers):
 def children():
     """The process numbers of this process' children (Linux)."""
     listing = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+        capture_output=True,
+        text=True,
     ).stdout
     return [int(line.split()[0]) for line in listing.splitlines() if "spawn_main" in line]
 
