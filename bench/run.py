@@ -217,7 +217,8 @@ def _train_table(part: Mapping[str, Any]) -> list[str]:
             f"{'-'.join(map(str, r['widths']))} | **{r['dice']:.4f}** ({labels}) | "
             f"{r['target'][0]} ({r['target'][1]}) |"
         )
-    return [*lines, ""]
+    notes = [f"{r['what']}: {r['note']}." for r in part["rows"] if "note" in r]
+    return [*lines, "", *notes, ""]
 
 
 PARTS = {"start": start, "preprocess": preprocess, "train": train}
