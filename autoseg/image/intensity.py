@@ -72,19 +72,6 @@ SCHEMES: dict[str, Callable[[Channel, Statistics, Mask | None], None]] = {
     "rgb_to_0_1": _rgb_to_0_1,
     "none": _none,
 }
-# The channel names that choose a scheme; every other name means zscore.
-SCHEME_OF_NAME = {
-    "ct": "ct",
-    "zscore": "zscore",
-    "rescale_to_0_1": "rescale_to_0_1",
-    "rgb_to_0_1": "rgb_to_0_1",
-    "nonorm": "none",
-}
-
-
-def scheme_for(channel_name: str) -> str:
-    """The scheme that nnU-Net chooses for a channel of this name; case and outer spaces ignored."""
-    return SCHEME_OF_NAME.get(channel_name.strip().casefold(), "zscore")
 
 
 def normalise(

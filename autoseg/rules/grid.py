@@ -139,18 +139,3 @@ def uses_mask(scheme: str, median_relative_size: float) -> Decision[bool]:
             f"only {share}, so the zeros around the object would spoil its mean and deviation.",
         )
     return Decision(False, f"{share}, which is not below 75%: there is little outside to exclude.")
-
-
-def separate_axis(target_mm: Spacing) -> Decision[int | None]:
-    """The axis across which volumes on this grid are interpolated apart from the others, if any."""
-    ratio = max(target_mm) / min(target_mm)
-    coarse = [axis for axis, mm in enumerate(target_mm) if mm == max(target_mm)]
-    if ratio <= ANISOTROPY:
-        return Decision(None, f"the coarsest spacing is {ratio:.2g} times the finest, not over 3.")
-    if len(coarse) > 1:
-        return Decision(None, f"axes {coarse} are equally coarse, so none can be set apart.")
-    return Decision(
-        coarse[0],
-        f"the spacing along axis {coarse[0]} is {ratio:.2g} times the "
-        "finest, over 3: slices are resampled in their plane, then across.",
-    )

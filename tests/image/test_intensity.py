@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from autoseg.errors import AutosegError
-from autoseg.image.intensity import SCHEMES, normalise, scheme_for
+from autoseg.image.intensity import SCHEMES, normalise
+from autoseg.rules.grid import normalisation
 
 CT = {"mean": 40.0, "std": 25.0, "percentile_00_5": -60.0, "percentile_99_5": 150.0}
 
@@ -35,7 +36,7 @@ def run(image: np.ndarray, scheme: str, mask: np.ndarray | None = None) -> np.nd
     ],
 )
 def test_scheme_for_follows_the_name(name: str, scheme: str) -> None:
-    assert scheme_for(name) == scheme
+    assert normalisation(name).value == scheme
     assert scheme in SCHEMES
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mstats
 
+from autoseg.image.resample import separate_axis
 from autoseg.rules import grid
 
 
@@ -102,4 +103,4 @@ def test_mask_only_for_zscore_of_much_cropped_cases(
     [((5.0, 1.0, 1.0), 0), ((3.0, 1.0, 1.0), None), ((5.0, 5.0, 1.0), None), ((1, 1, 3.1), 2)],
 )
 def test_separate_axis(spacing: tuple[float, ...], axis: int | None) -> None:
-    assert grid.separate_axis(spacing).value == axis
+    assert separate_axis(spacing, spacing) == axis
