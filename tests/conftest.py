@@ -19,8 +19,9 @@ REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 
 # A busy machine is no failure, and the check of a change must say the same when it is run again.
-settings.register_profile("autoseg", deadline=None, derandomize=bool(os.environ.get("CI")))
-settings.load_profile("autoseg")
+settings.register_profile("autoseg", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("explore" if os.environ.get("AUTOSEG_TEST_EXPLORE") else "autoseg")
 
 TINY_PLAN = (
     "--set width=4 --set 3d_fullres.patch_vox=[16,16,16] --set 2d.patch_vox=[16,16] --set steps=8 "

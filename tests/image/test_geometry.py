@@ -5,7 +5,7 @@ from itertools import permutations, product
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -41,7 +41,9 @@ def rotated(seed: int, spacing: tuple[float, float, float] = (0.7, 1.3, 4.0)) ->
 @settings(max_examples=60, deadline=None)
 def test_orientation_and_spacing_agree_with_nibabel(seed: int) -> None:
     affine = rotated(seed)
+    cosines = np.sort(np.abs(affine[:3, :3] / (0.7, 1.3, 4.0)), axis=None)
     # Without shear, and far from ties, the largest cosine is nibabel's choice as well.
+    assume(np.diff(cosines).min() > 1e-3)
     assert orientation_of(affine) == "".join(nib.aff2axcodes(affine))
     assert spacing_of(affine) == pytest.approx((0.7, 1.3, 4.0))
 
