@@ -90,8 +90,8 @@ def _why_not(name: str, room: str, target: str) -> str:
         return "a stage never calls another" if room == "stages" and target != name else ""
     if ROW[other] >= ROW[room]:
         return f"{room} may not know {other}"
-    if room == "nets" and other == "documents" and words[2:3] != ["plan"]:
-        return "nets knows no document but the plan"
+    if room == "nets" and other == "documents" and words[2:3] != ["networks"]:
+        return "nets knows no document but the networks"
     return ""
 
 
@@ -113,9 +113,9 @@ def test_the_house_is_in_order(sources: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "fault"),
     [
-        ("autoseg.learn.loop", "import autoseg.nets.unet", "learn may not know nets"),
-        ("autoseg.nets.unet", "from autoseg.data.batch import x", "nets may not know data"),
-        ("autoseg.nets.unet", "from autoseg.documents.run import x", "no document but the plan"),
+        ("autoseg.learn.loop", "import autoseg.nets.families.unet", "learn may not know nets"),
+        ("autoseg.nets.families.unet", "from autoseg.data.batch import x", "nets may not know data"),
+        ("autoseg.nets.families.unet", "from autoseg.documents.run import x", "no document but the networks"),
         ("autoseg.image.volume", "from autoseg.documents.plan import x", "may not know documents"),
         ("autoseg.errors", "from autoseg import files", "errors may not know files"),
         ("autoseg.stages.train", "from autoseg.stages.plan import x", "a stage never calls"),
@@ -140,7 +140,7 @@ def test_a_planted_fault_is_found(name: str, text: str, fault: str) -> None:
     ("name", "text"),
     [
         ("autoseg.stages.train", "import torch\nfrom autoseg.rules.grid import x"),
-        ("autoseg.nets.unet", "from autoseg.documents.plan import x\nfrom autoseg.nets import y"),
+        ("autoseg.nets.families.unet", "from autoseg.documents.networks.word import x\nfrom autoseg.nets import y"),
         ("autoseg.documents.plan", "from autoseg.documents.document import x\nimport torchio"),
         ("autoseg.cli", "from autoseg import __version__, api"),
         ("autoseg.image.checks", "import numpy as np\nfrom autoseg.files import read_json"),

@@ -7,7 +7,6 @@ Tuples follow `axes`; lengths are mm; a 2D network's patch has two numbers, thos
 
 import re
 from collections.abc import Callable, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +21,13 @@ from pydantic import (
 
 from autoseg.documents.document import Document, Frozen
 from autoseg.documents.labels import LabelSet
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.networks.network import Spatial
 from autoseg.errors import PlanError, nearest
 from autoseg.files import read_json, sha256_json
 
 SCHEMA: Literal[1] = 1
 AXES = re.compile(r"^(stored(:[ijk]{3})?|[RLAPSI]{3})$")
-
-Spatial = tuple[PositiveInt, ...]
 
 
 class ChannelScale(Document):
@@ -78,87 +77,6 @@ class Preparation(Document):
     def key(self) -> str:
         """12 hex digits: the folder name of the cases prepared so."""
         return sha256_json(self.dump())[:12]
-
-
-class Part(Document):
-    """One position of the U-Net sentence: a unit, and the wraps around it, innermost first."""
-
-    unit: str
-    wraps: tuple[str, ...] = ()
-
-
-class Level(Document):
-    """One resolution: `depth` units of `part` with `kernel`, `width` channels.
-
-    `stride` is the step from the level above (all ones at the finest).
-    """
-
-    part: Part
-    depth: PositiveInt
-    kernel: Spatial
-    width: PositiveInt
-    stride: Spatial
-
-
-class DecoderLevel(Document):
-    """One resolution on the way up; width and stride are those of the encoder level beside it."""
-
-    part: Part
-    depth: PositiveInt
-    kernel: Spatial
-
-
-class NetworkSpec(Document):
-    """The U-Net as a sentence: encoder levels finest first, bottleneck, decoder levels finest first."""
-
-    family: Literal["unet"] = "unet"
-    preset: str
-    in_channels: PositiveInt
-    classes: PositiveInt
-    encoder: tuple[Level, ...]
-    bottleneck: Level
-    decoder: tuple[DecoderLevel, ...]
-    stem: PositiveInt | None = None
-    """Width of one plain unit before the first encoder level (residual encoders have one)."""
-    down: str = "strided"
-    up: str = "transposed"
-    skip: str = "concat"
-    norm: Literal["instance", "batch", "group", "none"] = "instance"
-    activation: Literal["relu", "leaky_relu", "prelu", "mish", "gelu"] = "leaky_relu"
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-
-    @model_validator(mode="after")
-    def _sound(self) -> "NetworkSpec":
-        if len(self.decoder) != len(self.encoder) or not self.encoder:
-            raise ValueError(
-                f"{len(self.encoder)} encoder levels need as many decoder levels, "
-                f"found {len(self.decoder)}"
-            )
-        sizes = {len(x) for level in self.levels for x in (level.kernel, level.stride)}
-        sizes |= {len(level.kernel) for level in self.decoder}
-        if len(sizes) != 1 or not sizes <= {2, 3}:
-            raise ValueError("kernels and strides must all have 2 or all have 3 numbers")
-        if any(s != 1 for s in self.encoder[0].stride):
-            raise ValueError("the finest level's stride must be all ones")
-        if any(k % 2 == 0 for level in self.levels for k in level.kernel):
-            raise ValueError("kernels must be odd")
-        return self
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Encoder levels and the bottleneck, finest first."""
-        return (*self.encoder, self.bottleneck)
-
-    @property
-    def dimensions(self) -> int:
-        return len(self.bottleneck.kernel)
-
-    @property
-    def divisor(self) -> tuple[int, ...]:
-        """What each axis of a patch must be a multiple of."""
-        return tuple(
-            prod(level.stride[axis] for level in self.levels) for axis in range(self.dimensions)
-        )
 
 
 class Sampling(Document):
@@ -231,7 +149,7 @@ class Training(Document):
     batch_dice: bool = False
     dice_smooth: PositiveFloat = 1e-5
     supervision: tuple[NonNegativeFloat, ...]
-    """Weight of the loss at each decoder level, finest first; they sum to 1."""
+    """Weight of the loss at each output of the network, finest first; they sum to 1."""
     ema_share: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the steps that the moving average of the weights reaches back, which validation and
     prediction use; 0: no average."""
@@ -288,10 +206,10 @@ class Configuration(Document):
             for axis, (size, by) in enumerate(zip(self.patch_vox, net.divisor, strict=True))
             if size % by
         ]
-        if len(self.train.supervision) != len(net.decoder):
+        if len(self.train.supervision) != len(net.output_strides):
             wrong.append(
-                f"train.supervision has {len(self.train.supervision)} weights for "
-                f"{len(net.decoder)} decoder levels"
+                f"train.supervision has {len(self.train.supervision)} weights for the "
+                f"{len(net.output_strides)} outputs of the network"
             )
         if len(self.preparation.channels) > net.in_channels:
             wrong.append("network.in_channels is smaller than the number of image channels")

@@ -1,20 +1,21 @@
 """From a network document to a module: one line for each family of networks."""
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.nets.families.unet import UNet
+from autoseg.nets.network import Network
 
-from autoseg.documents.plan import NetworkSpec
-from autoseg.nets.unet import UNet
+FAMILIES: dict[str, Callable[[Any], Network]] = {
+    "unet": UNet,
+}
 
-FAMILIES: dict[str, Callable[[NetworkSpec], nn.Module]] = {"unet": UNet}
 
+def build(spec: NetworkSpec) -> Network:
+    """The network of a document, freshly initialised by torch's random numbers.
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """The network of a plan, freshly initialised by torch's random numbers.
-
-    It maps an image (B, C, *S) to a list of logits, finest first: all supervised levels while
-    training, only the finest in evaluation. `supervision_strides` names their grids. Raises
-    PlanError for a word that is in no vocabulary.
+    What it maps to what is said by `Network`. Raises PlanError for a word or a setting that is in
+    no vocabulary.
     """
     return FAMILIES[spec.family](spec)

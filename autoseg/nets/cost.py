@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from autoseg.documents.plan import NetworkSpec
+from autoseg.documents.networks.family import NetworkSpec
 from autoseg.nets.build import build
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)

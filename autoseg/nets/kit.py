@@ -4,7 +4,7 @@ Here belong single layers and how they are initialised. What they are combined t
 `units`, `wraps`, `skips` and `resize`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,12 +123,22 @@ def chain(*parts: nn.Module) -> nn.Module:
 
 
 def initialise(net: nn.Module) -> None:
-    """He's initialisation for leaky rectifiers, biases zero (He et al. 2015), as nnU-Net has it."""
-    for module in net.modules():
+    """He's initialisation for leaky rectifiers, biases zero (He et al. 2015), as nnU-Net has it.
+
+    A module with a true attribute `own_init` is left as it is, with all that is inside.
+    """
+    for module in _without_own(net):
         if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
             nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def _without_own(net: nn.Module) -> Iterator[nn.Module]:
+    if not getattr(net, "own_init", False):
+        yield net
+        for child in net.children():
+            yield from _without_own(child)
 
 
 def _groups(channels: int) -> int:

@@ -101,7 +101,7 @@ def plan_text(plan: Plan) -> str:
             ("patch", _by(c.patch_vox) + " voxels", "patch_vox"),
             ("batch", str(c.train.batch_size), "train.batch_size"),
             ("network", f"{c.network.preset}, channels "
-             + " ".join(str(level.width) for level in c.network.levels), "network.encoder"),
+             + " ".join(str(width) for width in c.network.widths), "network.encoder"),
             ("training", f"{c.train.steps} steps, {c.train.optimiser}, lr {c.train.lr:g}",
              "train.steps"),
             ("foreground", f"{c.sampling.foreground_share:.0%} of the samples",

@@ -11,8 +11,9 @@ from math import prod
 from typing import Any
 
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import NetworkSpec, Plan, parse_plan
-from autoseg.documents.presets import PRESETS, network_spec
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Plan, parse_plan
+from autoseg.documents.presets.table import network_spec, preset_named
 from autoseg.documents.settings import patched
 from autoseg.errors import PlanError
 from autoseg.rules import grid, nnunet
@@ -29,7 +30,6 @@ from autoseg.rules.recipe import (
     formula_seconds,
     gpu_recipe,
     spacing_for_cores,
-    supervision_weights,
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
 from autoseg.rules.topology import Topology, topology_for
@@ -50,8 +50,7 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
     `previous` is the plan that this one replaces: grids and intensity scales that have hardly
     changed keep its values.
     """
-    if ask.network not in PRESETS:
-        raise PlanError(f"there is no network {ask.network!r}; choose one of {', '.join(PRESETS)}")
+    preset_named(ask.network)
     pins, why = Pins(ask.pins), {}
     world, reasons = see_world(fingerprint, ask, pins)
     channels, scale_reasons = channel_scales(fingerprint, ask, previous)
@@ -123,6 +122,7 @@ def _configuration(
     topology, batch = recipe.topology.value, recipe.batch_size.value
     sampled, batch_dice, sampled_why = _sampling(setting, topology.patch_vox, batch)
     augmentation, augmentation_why = augmentation_for(topology.patch_vox)
+    network = _network(setting, topology, recipe.features.value)
     document: dict[str, Any] = {
         "preparation": {
             "axes": world.axes,
@@ -132,14 +132,14 @@ def _configuration(
         },
         "patch_vox": topology.patch_vox,
         "median_shape_vox": [max(1, round(n)) for n in world.median_vox],
-        "network": _network(setting, topology, recipe.features.value).dump(),
+        "network": network.dump(),
         "sampling": sampled,
         "augmentation": augmentation,
         "train": {
             **recipe.training,
             "batch_size": batch,
             "batch_dice": batch_dice.value,
-            "supervision": supervision_weights(topology.levels - 1),
+            "supervision": network.output_weights,
         },
         "predict": recipe.prediction,
     }
@@ -165,7 +165,6 @@ def _network(setting: Setting, topology: Topology, channels: Size) -> NetworkSpe
         channels,
         topology.strides,
         topology.kernels,
-        len(topology.patch_vox),
     )
 
 

@@ -72,14 +72,6 @@ class Recipe:
     why: dict[str, str] = field(default_factory=dict)
 
 
-def supervision_weights(levels: int) -> list[float]:
-    """nnU-Net's weights of the decoder levels, finest first: halved each time, the last 0; sum 1."""
-    raw = [0.5**level for level in range(levels)]
-    if levels > 1:
-        raw[-1] = 0.0
-    return [w / sum(raw) for w in raw]
-
-
 def augmentation_for(patch_vox: Size) -> tuple[dict[str, Any], str]:
     """Rotation range, plane and mirrored axes for a patch, and why (nnU-Net's rule)."""
     axes = list(range(len(patch_vox)))

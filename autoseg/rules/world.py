@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from autoseg.documents.fingerprint import CaseSummary, Fingerprint
 from autoseg.documents.labels import LabelSet
-from autoseg.documents.plan import NetworkSpec, Plan
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Plan
 from autoseg.errors import PlanError
 from autoseg.rules import grid
 from autoseg.rules.axes import STORED, in_axes, majority_axes, reordered

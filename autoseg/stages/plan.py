@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import NetworkSpec, Plan, Training, read_plan
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Plan, Training, read_plan
 from autoseg.errors import Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.planner import make_plan
@@ -70,7 +71,7 @@ class StepTimes:
         if self.pool is None:
             self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         seconds = self.pool.submit(timed_step, network, patch_vox, batch).result()
-        log.info("a step of width %d takes %.2f s here", network.levels[0].width, seconds)
+        log.info("a step of width %d takes %.2f s here", network.widths[0], seconds)
         return seconds
 
 
@@ -80,8 +81,7 @@ def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> 
     from autoseg.learn.variants import Variant, usable_cores
     from autoseg.nets.build import build
 
-    weights = [1.0, *[0.0] * (len(network.decoder) - 1)]
-    train = Training(steps=1, batch_size=batch, supervision=weights, **CORE_TRAINING)
+    train = Training(steps=1, batch_size=batch, supervision=network.output_weights, **CORE_TRAINING)
     shape = (network.in_channels, *patch_vox)
     # where others use the cores too, one thread can be faster than all
     variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoseg.documents.plan import NetworkSpec, Training
-from autoseg.documents.presets import network_spec
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Training
+from autoseg.documents.presets.table import network_spec
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def recipe() -> Training:
 @pytest.fixture
 def toy_spec() -> NetworkSpec:
     spec = network_spec(
-        "plain", 1, 3, [8, 12, 16], [[1, 1], [2, 2], [2, 2]], [[3, 3]] * 3, 2
+        "plain", 1, 3, [8, 12, 16], [[1, 1], [2, 2], [2, 2]], [[3, 3]] * 3
     )  # fmt: skip
     return spec.model_copy(update={"dropout": 0.1})
 

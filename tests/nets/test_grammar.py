@@ -7,81 +7,52 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autoseg.documents.plan import DecoderLevel, Level, NetworkSpec, Part
 from autoseg.nets.build import build
+from autoseg.nets.joins import JOINS
 from autoseg.nets.kit import ACTIVATIONS, NORMS, Kit
 from autoseg.nets.norm import InstanceNorm
-from autoseg.nets.resize import DOWNS, UPS
-from autoseg.nets.skips import SKIPS
-from autoseg.nets.unet import spoken
-from autoseg.nets.units import UNITS
-from autoseg.nets.wraps import WRAPS
+from autoseg.nets.resize.words import DOWNS, UPS
+from autoseg.nets.speech import spoken
+from autoseg.nets.units.words import UNITS
+from autoseg.nets.wraps.words import WRAPS
+from tests.nets.contract import part, recomputes, sentence, sound
 
-STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 1)]
-KERNELS = [(1, 3, 3), (3, 3, 3), (3, 3, 3)]
-WRAPPINGS = [(), *[(name,) for name in WRAPS], *product(WRAPS, WRAPS)]
-
-
-def sentence(dimensions: int, part: Part, **words) -> NetworkSpec:
-    cut = slice(3 - dimensions, None)
-    levels = [
-        Level(part=part, depth=d, kernel=k[cut], width=w, stride=s[cut])
-        for d, k, w, s in zip((1, 2, 2), KERNELS, (4, 6, 8), STRIDES, strict=True)
-    ]
-    decoder = tuple(DecoderLevel(part=part, depth=1, kernel=k[cut]) for k in KERNELS[:2])
-    return NetworkSpec(
-        preset="plain", in_channels=2, classes=3, encoder=levels[:2], bottleneck=levels[2],
-        decoder=decoder, **words,
-    )  # fmt: skip
-
-
-def sound(spec: NetworkSpec) -> None:
-    torch.manual_seed(0)
-    net = build(spec).train()
-    size = (4, 8, 8)[3 - spec.dimensions :]
-    outputs = net(torch.randn(2, 2, *size))
-    assert net.supervision_strides == tuple(
-        s[3 - spec.dimensions :] for s in ((1, 1, 1), (1, 2, 2))
-    )
-    grids = [tuple(n // s for n, s in zip(size, by, strict=True)) for by in net.supervision_strides]
-    assert [tuple(o.shape) for o in outputs] == [(2, 3, *grid) for grid in grids]
-    sum(o.square().mean() for o in outputs).backward()
-    for name, p in net.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all(), name
-    # nothing is registered under two names
-    assert len(list(net.named_parameters(remove_duplicate=False))) == len(list(net.parameters()))
-    net.eval()
-    with torch.no_grad():
-        assert [tuple(o.shape) for o in net(torch.randn(1, 2, *size))] == [(1, 3, *size)]
+WRAPPINGS = [(), *[(name,) for name in WRAPS]]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("wraps", WRAPPINGS)
 def test_every_unit_and_wrap(dimensions, unit, wraps):
-    sound(sentence(dimensions, Part(unit=unit, wraps=wraps)))
+    sound(sentence(dimensions, part(unit, *wraps)))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize(("down", "up", "skip"), list(product(DOWNS, UPS, SKIPS)))
+@pytest.mark.parametrize(("down", "up", "skip"), list(product(DOWNS, UPS, JOINS)))
 def test_every_way_down_up_and_across(dimensions, down, up, skip):
-    sound(sentence(dimensions, Part(unit="plain"), down=down, up=up, skip=skip, stem=5))
+    sound(sentence(dimensions, part("plain"), down=down, up=up, skip=skip, stem=5))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_norm_and_activation(norm, activation):
-    sound(sentence(2, Part(unit="pair", wraps=("residual",)), norm=norm, activation=activation))
+    sound(sentence(2, part("pair", "residual"), norm=norm, activation=activation))
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_units_leave_the_grid_alone(unit):
-    module = spoken(Part(unit=unit))(Kit((1, 3, 5)), 3, 4)
+    module = spoken(part(unit))(Kit((1, 3, 5)), 3, 4)
     assert module(torch.randn(1, 3, 3, 7, 5)).shape == (1, 4, 3, 7, 5)
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_recomputing_changes_nothing(dimensions):
+    spec = sentence(dimensions, part("plain"), norm="batch", dropout=0.2)
+    recomputes(spec, (8, 16, 16)[3 - dimensions :])
+
+
 def test_dropout_drops_only_while_training():
-    net = build(sentence(2, Part(unit="plain"), dropout=0.5))
+    net = build(sentence(2, part("plain"), dropout=0.5))
     x = torch.randn(1, 2, 8, 8)
     net.train()
     assert not torch.equal(net(x)[0], net(x)[0])

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.documents.plan import NetworkSpec
-from autoseg.documents.presets import PRESETS, network_spec
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.presets.table import network_spec
 from autoseg.errors import PlanError
 from autoseg.nets.build import build
 from autoseg.nets.cost import multiply_adds, parameters
+from tests.nets.contract import worded
 
 TWOS_3D = [[1, 1, 1], *[[2, 2, 2]] * 3]
 LIVER = [[1, 1, 1], *[[2, 2, 2]] * 5]
@@ -31,7 +32,7 @@ GOLDEN = [
     ("preset", "cin", "classes", "widths", "strides", "kernel", "count"), GOLDEN
 )
 def test_as_many_parameters_as_nnunet(preset, cin, classes, widths, strides, kernel, count):
-    spec = network_spec(preset, cin, classes, widths, strides, [kernel] * len(widths), len(kernel))
+    spec = network_spec(preset, cin, classes, widths, strides, [kernel] * len(widths))
     with torch.device("meta"):
         assert parameters(build(spec)) == count
 
@@ -42,7 +43,7 @@ def small(preset: str, dimensions: int) -> NetworkSpec:
     kernels = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
     cut = slice(3 - dimensions, None)
     return network_spec(
-        preset, 2, 3, [6, 8, 10], [s[cut] for s in strides], [k[cut] for k in kernels], dimensions
+        preset, 2, 3, [6, 8, 10], [s[cut] for s in strides], [k[cut] for k in kernels]
     )
 
 
@@ -91,26 +92,28 @@ class Reference:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         spec = self.spec
-        residual = spec.down == "residual"
+        residual = spec.down.word == "residual"
         one = self.block if residual else self.unit
         ones = (1,) * spec.dimensions
         if spec.stem is not None:
-            x = self.unit(x, "stem")
+            x = self.unit(x, "encode.0.0")
         for d in range(spec.encoder[0].depth):
-            x = one(x, f"enter.{d}", ones)
+            x = one(x, f"encode.0.{int(spec.stem is not None)}.{d}", ones)
         kept = [x]
         for i, (_, level) in enumerate(pairwise(spec.levels)):
-            x = one(x, f"down.{i}", level.stride)
+            x = one(x, f"encode.{i + 1}.0", level.stride)
             for d in range(level.depth - 1):
-                x = one(x, f"encode.{i}.{d}", ones)
+                x = one(x, f"encode.{i + 1}.1.{d}", ones)
             kept.append(x)
         x, logits = kept[-1], []
         for i in reversed(range(len(spec.encoder))):
             stride = spec.levels[i + 1].stride
-            x = self.transposed(x, self.state[f"up.{i}.weight"], self.state[f"up.{i}.bias"], stride)
+            x = self.transposed(
+                x, self.state[f"decode.{i}.up.weight"], self.state[f"decode.{i}.up.bias"], stride
+            )
             x = torch.cat([x, kept[i]], 1)
             for d in range(spec.decoder[i].depth):
-                x = self.unit(x, f"decode.{i}.{d}")
+                x = self.unit(x, f"decode.{i}.units.{d}")
             logits.insert(
                 0, self.conv(x, self.state[f"head.{i}.weight"], self.state[f"head.{i}.bias"])
             )
@@ -142,21 +145,21 @@ def test_logits_and_gradients_are_those_of_torchs_own_layers(preset, dimensions)
 
 def test_a_fresh_residual_block_passes_its_input_on():
     net = build(small("resenc_m", 2))
-    block = net.encode[1][0]
+    block = net.encode[2][1][0]
     x = torch.rand(1, 10, 4, 4)
     assert torch.equal(block(x), x)
 
 
 def test_weights_begin_as_he_has_it():
     torch.manual_seed(0)
-    net = build(network_spec("plain", 1, 2, [32, 64], [[1, 1], [2, 2]], [[3, 3], [3, 3]], 2))
-    weight = net.state_dict()["decode.0.0.0.weight"]
+    net = build(network_spec("plain", 1, 2, [32, 64], [[1, 1], [2, 2]], [[3, 3], [3, 3]]))
+    weight = net.state_dict()["decode.0.units.0.0.weight"]
     assert float(weight.std()) == pytest.approx((2 / (1 + 0.01**2) / (64 * 9)) ** 0.5, rel=0.02)
     assert all(not p.any() for name, p in net.named_parameters() if name.endswith("bias"))
 
 
 def test_multiply_adds_by_hand():
-    spec = network_spec("plain", 2, 3, [4, 6], [[1, 1], [2, 2]], [[3, 3], [3, 3]], 2)
+    spec = network_spec("plain", 2, 3, [4, 6], [[1, 1], [2, 2]], [[3, 3], [3, 3]])
     fine, coarse = 8 * 8, 4 * 4
     want = 9 * (fine * (2 * 4 + 4 * 4) + coarse * (4 * 6 + 6 * 6))  # the way down
     want += 4 * coarse * 6 * 4 + 9 * fine * (8 * 4 + 4 * 4) + fine * 4 * 3  # up, decoder, head
@@ -164,9 +167,11 @@ def test_multiply_adds_by_hand():
 
 
 def test_unknown_names_say_what_there_is():
-    with pytest.raises(PlanError, match="plain, resenc_m"):
-        network_spec("huge", 1, 2, [4, 8], [[1, 1], [2, 2]], [[3, 3], [3, 3]], 2)
-    wrong = small("plain", 2).model_copy(update={"skip": "teleport"})
-    with pytest.raises(PlanError, match="no skip 'teleport' in the network; there are concat, add"):
+    with pytest.raises(PlanError, match="no network 'resenc_n'; did you mean 'resenc_"):
+        network_spec("resenc_n", 1, 2, [4, 8], [[1, 1], [2, 2]], [[3, 3], [3, 3]])
+    wrong = small("plain", 2).model_copy(update={"up": worded("teleport")})
+    with pytest.raises(PlanError, match="an? up 'teleport', which there is not"):
         build(wrong)
-    assert set(PRESETS) == {"plain", "resenc_m", "resenc_l", "resenc_xl"}
+    wrong = small("plain", 2).model_copy(update={"up": worded("linear", growht=3)})
+    with pytest.raises(PlanError, match="the up 'linear' has no setting 'growht'"):
+        build(wrong)

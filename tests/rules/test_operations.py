@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoseg.documents.presets import network_spec
+from autoseg.documents.presets.table import network_spec
 from autoseg.nets.cost import multiply_adds
 from autoseg.rules.network import conv_operations
 from autoseg.rules.nnunet import PRESETS, architecture
@@ -16,6 +16,6 @@ from autoseg.rules.topology import topology_for
 def test_operations_by_formula_are_those_of_the_network(preset, patch, spacing):
     topology = topology_for(patch, spacing)
     net = architecture(PRESETS[preset], topology, 2, 3, 8)
-    spec = network_spec(preset, 2, 3, net.features, topology.strides, topology.kernels, len(patch))
+    spec = network_spec(preset, 2, 3, net.features, topology.strides, topology.kernels)
     counted = multiply_adds(spec, topology.patch_vox)
     assert conv_operations(net) == pytest.approx(counted, rel=0.02)

@@ -1,18 +1,13 @@
-"""Down and Up, the only words that change the grid, each with a vocabulary of its own.
+"""The steps down and up that are made of convolutions, poolings and interpolation."""
 
-A Down takes the place of the first unit of its level; both are built from (kit, cin, cout, stride).
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoseg.nets.kit import Kit, chain
-from autoseg.nets.units import pair, plain
-from autoseg.nets.wraps import Residual, shortcut
-
-Resize = Callable[[Kit, int, int, Sequence[int]], nn.Module]
+from autoseg.nets.units.plain import pair, plain
+from autoseg.nets.wraps.residual import Residual, shortcut
 
 
 def strided(kit: Kit, cin: int, cout: int, stride: Sequence[int]) -> nn.Module:
@@ -51,7 +46,3 @@ class Linear(nn.Module):
 def linear(kit: Kit, cin: int, cout: int, stride: Sequence[int]) -> nn.Module:
     """A 1x1 convolution on the coarse grid, then linear interpolation: no checkerboards."""
     return nn.Sequential(kit.conv(cin, cout, 1), Linear(stride))
-
-
-DOWNS: dict[str, Resize] = {"strided": strided, "pooled": pooled, "residual": residual}
-UPS: dict[str, Resize] = {"transposed": transposed, "linear": linear}

@@ -1,7 +1,8 @@
-"""Skips, the only words with two inputs: how a level's features meet those from below.
+"""Joins, the only words with two inputs: how a level's features meet those from below.
 
-A skip is built as (kit, channels kept, channels below) and maps (kept (B, c, *S), below (B, d, *S))
-to (B, e, *S); its attribute `width` says e, from which the decoder goes on.
+A join is built as (kit, channels kept, channels below), its settings as keywords, and maps
+(kept (B, c, *S), below (B, d, *S)) to (B, e, *S); its attribute `width` says e, from which the
+decoder goes on.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from autoseg.nets.kit import Kit
 
 
 class Join(nn.Module):
-    """What every skip is: a module of two inputs that says how wide its output is."""
+    """What every join is: a module of two inputs that says how wide its output is."""
 
     width: int
 
 
-Skip = Callable[[Kit, int, int], Join]
+Joins = Callable[..., Join]
 
 
 class Concat(Join):
@@ -38,11 +39,11 @@ class Add(Join):
     def __init__(self, kit: Kit, kept: int, below: int) -> None:  # noqa: ARG002
         super().__init__()
         if kept != below:
-            raise ValueError(f"the skip 'add' needs equal widths, found {kept} and {below}")
+            raise ValueError(f"the join 'add' needs equal widths, found {kept} and {below}")
         self.width = kept
 
     def forward(self, kept: Tensor, below: Tensor) -> Tensor:
         return below + kept
 
 
-SKIPS: dict[str, Skip] = {"concat": Concat, "add": Add}
+JOINS: dict[str, Joins] = {"concat": Concat, "add": Add}

@@ -1,14 +1,11 @@
-"""Wraps, the ways of using a unit: each makes a unit of a unit and leaves the grid alone."""
+"""The residual wrap: a unit's output is added to its input."""
 
-from collections.abc import Callable
 from math import prod
 
 from torch import Tensor, nn
 
 from autoseg.nets.kit import Ints, Kit, chain
-from autoseg.nets.units import Unit
-
-Wrap = Callable[[Unit], Unit]
+from autoseg.nets.units.words import Unit
 
 
 class Residual(nn.Module):
@@ -49,6 +46,3 @@ def residual(unit: Unit) -> Unit:
         return Residual(unit(kit, cin, cout), shortcut(kit, cin, cout), kit.act())
 
     return wrapped
-
-
-WRAPS: dict[str, Wrap] = {"residual": residual}

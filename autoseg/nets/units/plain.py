@@ -1,16 +1,11 @@
-"""Units, the words of encoder, bottleneck and decoder: (B, cin, *S) -> (B, cout, *S).
+"""The convolution with norm and activation that most other words are made of, and two of them.
 
-A unit never changes the grid, so that any of them fits into any position of the sentence; only the
-first convolution of `plain` and `pair` takes a stride, for the use of `resize`.
+Their first convolution takes a stride, for the use of `resize`.
 """
-
-from collections.abc import Callable
 
 from torch import nn
 
 from autoseg.nets.kit import Ints, Kit, chain
-
-Unit = Callable[[Kit, int, int], nn.Module]
 
 
 def plain(kit: Kit, cin: int, cout: int, *, stride: Ints = 1) -> nn.Module:
@@ -22,6 +17,3 @@ def pair(kit: Kit, cin: int, cout: int, *, stride: Ints = 1) -> nn.Module:
     """Two convolutions, the second without activation: the branch of a residual block."""
     first = plain(kit, cin, cout, stride=stride)
     return nn.Sequential(first, chain(kit.conv(cout, cout), kit.norm(cout)))
-
-
-UNITS: dict[str, Unit] = {"plain": plain, "pair": pair}

@@ -1,0 +1,1 @@
+"""One module for each family of networks, all of one contract (`nets.network`)."""

@@ -1,0 +1,1 @@
+"""Down and Up, the only words that change the grid."""
