@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autoseg.errors import Problem
     from autoseg.flow.make import Job
     from autoseg.report.overlay import DemoResult
-    from autoseg.stages.plan import Request
+    from autoseg.stages.networks import Networks
     from autoseg.stages.predict import Predicted
     from autoseg.stages.status import Status
 
@@ -78,26 +78,6 @@ def fingerprint(
     return make.fingerprint(_job(dataset, root, workers=workers), verify=verify)[1]
 
 
-def _request(
-    planner: str, network: str, gpu_memory: float | None, time: str | None, pins: tuple[str, ...]
-) -> Request:
-    from autoseg.documents.settings import parse_settings, seconds_of
-    from autoseg.errors import AutosegError
-    from autoseg.stages.plan import Request
-
-    if planner not in ("autoseg", "nnunet"):
-        raise AutosegError(f"--planner {planner!r} is unknown; use autoseg or nnunet")
-    if gpu_memory is not None and not gpu_memory > 0:
-        raise AutosegError(f"--gpu-memory {gpu_memory:g} must be positive, in GB")
-    return Request(
-        planner="nnunet" if planner == "nnunet" else "autoseg",
-        network=network,
-        gpu_memory_gb=gpu_memory,
-        minutes=None if time is None else seconds_of(time) / 60,
-        pins=parse_settings(pins),
-    )
-
-
 def plan(
     dataset: str | None = None,
     *,
@@ -122,7 +102,7 @@ def plan(
     dataset: number or name
     name: the plan's name; several live side by side
     planner: autoseg, or nnunet for nnU-Net's own values
-    network: plain, resenc_m, resenc_l or resenc_xl
+    network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
     time: training time to plan for on this machine's cores, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
@@ -134,38 +114,15 @@ def plan(
     json: print JSON
     """
     from autoseg.errors import AutosegError
-    from autoseg.flow import make
+    from autoseg.flow import ask, make
 
-    request = _request(planner, network, gpu_memory, time, set)
+    asked = ask.request(planner, network, gpu_memory, time, set)
     if fingerprint is not None or dataset_json is not None:
-        return _nnunet_plan(request, fingerprint, dataset_json, dataset)
+        return ask.nnunet_plan(asked, fingerprint, dataset_json, dataset)
     if dataset is None:
         raise AutosegError("`autoseg plan` needs dataset (-d)")
     job = _job(dataset, root, plan=name, workers=workers, device=device)
-    return make.plan(job, request)[2]
-
-
-def _nnunet_plan(
-    request: Request, fingerprint: Path | None, dataset_json: Path | None, dataset: str | None
-) -> dict[str, Any]:
-    from autoseg.errors import AutosegError
-    from autoseg.interop.nnunet_plan import plan_from_files
-
-    if fingerprint is None or dataset_json is None:
-        raise AutosegError("--fingerprint and --dataset-json belong together; give both files")
-    if request.planner != "nnunet":
-        raise AutosegError("nnU-Net's fingerprint can only be planned with --planner nnunet")
-    target = request.pins.get("spacing_mm")
-    if set(request.pins) - {"spacing_mm"}:
-        raise AutosegError("only spacing_mm can be pinned when planning from nnU-Net's files")
-    return plan_from_files(
-        fingerprint,
-        dataset_json,
-        dataset_name=dataset or dataset_json.absolute().parent.name,
-        network=request.network,
-        gpu_memory_gb=request.gpu_memory_gb,
-        target_mm=None if target is None else tuple(float(v) for v in target),
-    )
+    return make.plan(job, asked)[2]
 
 
 def preprocess(
@@ -212,7 +169,7 @@ def plan_and_preprocess(
     dataset: numbers or names
     name: the plan's name; several live side by side
     planner: autoseg, or nnunet for nnU-Net's own values
-    network: plain, resenc_m, resenc_l or resenc_xl
+    network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
     time: training time to plan for on this machine's cores, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
@@ -222,10 +179,10 @@ def plan_and_preprocess(
     workers: processes (default: one for each core)
     json: print JSON
     """
-    from autoseg.flow import make
+    from autoseg.flow import ask, make
     from autoseg.stages.plan import Request
 
-    asked = _request(planner, network, gpu_memory, time, set)
+    asked = ask.request(planner, network, gpu_memory, time, set)
     request = None if asked == Request() else asked
     made = []
     for one in _several(dataset):
@@ -244,6 +201,8 @@ def train(
     time: str | None = None,
     steps: int | None = None,
     set: tuple[str, ...] = (),
+    encoder_weights: Path | None = None,
+    auto_shrink: bool = False,
     redo: bool = False,
     device: str | None = None,
     root: Path | None = None,
@@ -260,6 +219,8 @@ def train(
     time: a deadline for each fold that contains everything, as 20min
     steps: number of steps instead of the plan's
     set: change the configuration for this run, as --set train.lr=0.003 --run lowlr
+    encoder_weights: a file that a classical encoder (unet_resnet34, deeplab, …) begins with
+    auto_shrink: where a step does not fit into memory, plan the next smaller and train that
     redo: train again what is trained already
     device: cpu, cuda or cuda:1 (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
@@ -268,7 +229,7 @@ def train(
     """
     from autoseg.documents.settings import parse_settings, seconds_of
     from autoseg.errors import AutosegError
-    from autoseg.flow import make
+    from autoseg.flow import make, shrink
 
     began = clock.monotonic()
     overrides = parse_settings(set)
@@ -285,9 +246,10 @@ def train(
             dataset, root, plan=plan, configuration=configuration, run=run, fold=one,
             workers=workers, device=device,
         )  # fmt: skip
-        job, data = make.fold(
-            job, overrides=overrides or None, time_s=time_s, began=began, redo=redo
-        )
+        job, data = shrink.fold(
+            job, overrides=overrides or None, encoder_weights=encoder_weights, time_s=time_s,
+            began=began, redo=redo, auto=auto_shrink,
+        )  # fmt: skip
         reports.append(make.validation(job, data))
         began = clock.monotonic()
     return reports
@@ -396,6 +358,47 @@ def evaluate(
     return report
 
 
+def networks(
+    dataset: str | None = None,
+    *,
+    configuration: str = "",
+    plan: str = "default",
+    patch: str | None = None,
+    batch: int | None = None,
+    network: tuple[str, ...] = (),
+    measure: tuple[str, ...] = (),
+    root: Path | None = None,
+    workers: int | None = None,
+    json: bool = False,
+) -> Networks:
+    """List the networks that a plan may have, with their parameters, operations and memory.
+
+    On the grid of a dataset's plan, or on --patch voxels of 1 mm. Memory is computed, for one step
+    in mixed precision on a card; nothing is trained.
+
+    dataset: number or name; its plan says channels, classes, spacing and patch
+    configuration: which one of the plan (default: 3d_fullres, else 2d)
+    plan: name of the plan
+    patch: voxels of a patch, as 128,128,128 or 256,256
+    batch: patches in a step (default: the plan's, else 2)
+    network: which ones (default: all)
+    measure: time a training step of these on this machine's cores
+    root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
+    workers: processes (default: one for each core)
+    json: print JSON
+    """
+    from autoseg.flow import ask
+    from autoseg.flow.networks import networks as costs
+
+    job = None
+    if dataset is not None:
+        job = _job(dataset, root, plan=plan, configuration=configuration, workers=workers)
+    return costs(
+        job, patch=ask.patch_size(patch), batch=ask.batch(batch), names=_several(network),
+        measure=_several(measure), workers=workers,
+    )  # fmt: skip
+
+
 def status(
     dataset: str | None = None, *, root: Path | None = None, json: bool = False
 ) -> list[Status]:
@@ -429,7 +432,7 @@ def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> D
 VERBS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
-        plan_and_preprocess, train, predict, evaluate, status, check, fingerprint, plan,
+        plan_and_preprocess, train, predict, evaluate, status, networks, check, fingerprint, plan,
         preprocess, validate, demo,
     )
 }  # fmt: skip

@@ -6,6 +6,7 @@
     ├── Busy                another process is writing the same unit
     ├── Stale               a trained fold or an edited plan was made from something else
     ├── TrainingDiverged    the loss is no longer a number
+    ├── OutOfMemory         a training step does not fit into the memory of the device
     └── Interrupted         stopped by a signal, state saved; the same command goes on
 
 A `ValueError` is a wrong use of the Python functions, an `assert` one of our own invariants.
@@ -40,6 +41,10 @@ class Stale(AutosegError):
 
 class TrainingDiverged(AutosegError):
     """The loss became NaN or infinite."""
+
+
+class OutOfMemory(AutosegError):
+    """A training step does not fit into the memory of the device."""
 
 
 class Interrupted(AutosegError):

@@ -64,6 +64,16 @@ def keep_freed_memory() -> None:
             libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
+def give_freed_memory_back() -> None:
+    """Return what this process has freed to the system, and what torch keeps of a card to others."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def die_with_parent() -> None:
     """Make this process end when its parent does, however the parent ended."""
     parent = os.getppid()

@@ -18,6 +18,7 @@ ROWS = (
     ("stage", "pool", "documents", "image", "workspace"),
     ("data", "nets", "learn", "infer"),
     ("rules",),
+    ("costs",),
     ("stages", "interop", "report"),
     ("flow",),
     ("api",),
@@ -114,8 +115,16 @@ def test_the_house_is_in_order(sources: dict[str, str]) -> None:
     ("name", "text", "fault"),
     [
         ("autoseg.learn.loop", "import autoseg.nets.families.unet", "learn may not know nets"),
-        ("autoseg.nets.families.unet", "from autoseg.data.batch import x", "nets may not know data"),
-        ("autoseg.nets.families.unet", "from autoseg.documents.run import x", "no document but the networks"),
+        (
+            "autoseg.nets.families.unet",
+            "from autoseg.data.batch import x",
+            "nets may not know data",
+        ),
+        (
+            "autoseg.nets.families.unet",
+            "from autoseg.documents.run import x",
+            "no document but the networks",
+        ),
         ("autoseg.image.volume", "from autoseg.documents.plan import x", "may not know documents"),
         ("autoseg.errors", "from autoseg import files", "errors may not know files"),
         ("autoseg.stages.train", "from autoseg.stages.plan import x", "a stage never calls"),
@@ -140,7 +149,10 @@ def test_a_planted_fault_is_found(name: str, text: str, fault: str) -> None:
     ("name", "text"),
     [
         ("autoseg.stages.train", "import torch\nfrom autoseg.rules.grid import x"),
-        ("autoseg.nets.families.unet", "from autoseg.documents.networks.word import x\nfrom autoseg.nets import y"),
+        (
+            "autoseg.nets.families.unet",
+            "from autoseg.documents.networks.word import x\nfrom autoseg.nets import y",
+        ),
         ("autoseg.documents.plan", "from autoseg.documents.document import x\nimport torchio"),
         ("autoseg.cli", "from autoseg import __version__, api"),
         ("autoseg.image.checks", "import numpy as np\nfrom autoseg.files import read_json"),

@@ -7,6 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from autoseg.costs import StepBytes
+from autoseg.documents.presets.table import network_spec
+from autoseg.errors import PlanError
+from autoseg.nets.build import build
+
 PLANS = "preprocessed/Dataset001_Phantom/plans"
 GOLDEN = sorted((Path(__file__).parent / "golden" / "nnunet").glob("*.json"))
 NNUNET_KEYS = ("patch_size", "batch_size", "spacing", "median_image_size_in_voxels", "architecture")
@@ -104,6 +109,40 @@ def test_pins_are_kept_and_the_rest_is_decided_around_them(shell, tiny: Path) ->
     assert why["configurations.3d_fullres.train.batch_size"] != "pinned by you"
     assert pinned["pinned"] == {"3d_fullres.patch_vox": [8, 8, 8], "train.lr": 0.5}
     assert why["gpu_memory_gb"] == "given by you"
+
+
+def test_a_card_is_planned_for_by_the_bytes_of_a_step(shell, tiny: Path) -> None:
+    """Other networks, words of them and too small a card, through the command."""
+    plain = planned(shell, "--name plain --gpu-memory 8")
+    gated = planned(
+        shell, "--name gated --gpu-memory 8 --network resenc_m --set network.skip=attention_gate"
+    )
+    full = gated["configurations"]["3d_fullres"]
+    assert (full["network"]["preset"], full["network"]["skip"]) == ("resenc_m", "attention_gate")
+    assert gated["why"]["configurations.3d_fullres.network.skip"] == "pinned by you"
+    why = plain["why"]["configurations.3d_fullres.patch_vox"]
+    assert "GB of the 5.70 GB that a card of 8 GB leaves for a step" in why
+    said = shell("autoseg plan -d 1 --name small --gpu-memory 1")
+    assert said.code == 2
+    assert "plain does not fit a card of 1 GB" in said.err
+    assert "it works from --gpu-memory" in said.err
+    said = shell("autoseg plan -d 1 --name theirs --planner nnunet --network attention_unet")
+    assert said.code == 2
+    assert "take one of plain, resenc_m, resenc_l, resenc_xl" in said.err
+
+
+def test_what_is_pinned_of_the_training_is_counted() -> None:
+    network = network_spec("plain", 1, 2, (32, 64), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)))
+    sgd, adamw, full = (
+        StepBytes(pins)(network, (16, 16, 16), 2)
+        for pins in ({}, {"train.optimiser": "adamw"}, {"3d_fullres.train.precision": "float32"})
+    )
+    weights = 4 * sum(p.numel() for p in build(network).parameters())
+    # small weights are rounded up to 512 bytes
+    assert 0.99 * weights < adamw - sgd < 1.2 * weights
+    assert full > sgd
+    with pytest.raises(PlanError, match="optimiser"):
+        StepBytes({"train.optimiser": "sdg"})(network, (16, 16, 16), 2)
 
 
 def test_every_decision_has_a_reason(shell, tiny: Path) -> None:

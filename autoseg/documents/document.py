@@ -72,10 +72,11 @@ class Document(BaseModel):
 
 def _faults(cls: type[BaseModel], error: ValidationError) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"])
+        path, _ = _walk(cls, fault["loc"])
+        where = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            name = str(fault["loc"][-1])
-            near = difflib.get_close_matches(name, _keys_at(cls, fault["loc"][:-1]), n=1)
+            _, holders = _walk(cls, fault["loc"][:-1])
+            near = difflib.get_close_matches(path[-1], _keys(holders), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield f"unknown key {where!r}{hint}"
         elif fault["type"] == "missing":
@@ -93,36 +94,41 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _keys_at(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """The right keys at a place inside a document, found by walking its types."""
-    here: Any = cls
+def _walk(cls: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[Any]]:
+    """The keys of a place in the JSON, and the documents that may stand there.
+
+    Where one of several documents stands, told apart by a field, the location names that field's
+    value, which is no key.
+    """
+    path: list[str] = []
+    here: list[Any] = [cls]
     for step in location:
-        field = here.model_fields.get(step) if _is_document(here) else None
-        if field is None:
-            field_by_alias = [
-                f
-                for f in (here.model_fields.values() if _is_document(here) else ())
-                if f.alias == step
-            ]
-            if field_by_alias:
-                field = field_by_alias[0]
-        if field is not None:
-            here = _inner(field.annotation)
-    if not _is_document(here):
-        return []
-    return [f.alias or name for name, f in here.model_fields.items()]
+        tagged = [kind for kind in here if len(here) > 1 and step in _tags(kind)]
+        if tagged:
+            here = tagged
+            continue
+        path.append(str(step))
+        fields = [
+            field
+            for kind in here
+            for name, field in kind.model_fields.items()
+            if step in (name, field.alias)
+        ]
+        if fields:
+            here = _documents(fields[0].annotation)
+    return path, here
 
 
-def _is_document(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _tags(kind: Any) -> list[Any]:
+    return [field.default for field in kind.model_fields.values()]
 
 
-def _inner(annotation: Any) -> Any:
-    """The document type inside tuples, optionals and mappings."""
-    if _is_document(annotation):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _inner(argument)
-        if _is_document(found):
-            return found
-    return annotation
+def _keys(kinds: list[Any]) -> list[str]:
+    return [f.alias or name for kind in kinds for name, f in kind.model_fields.items()]
+
+
+def _documents(annotation: Any) -> list[Any]:
+    """The document types inside tuples, optionals, unions and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in getattr(annotation, "__args__", ()) for kind in _documents(part)]

@@ -18,6 +18,13 @@ from autoseg.documents.plan import Configuration
 from autoseg.files import explaining, flush_folder, replacing
 
 
+class WeightsFile(Document):
+    """A file that an encoder began with: where it was, and its content."""
+
+    path: str
+    sha256: str
+
+
 class RunSpec(Document):
     """What a fold's training is made of."""
 
@@ -33,6 +40,8 @@ class RunSpec(Document):
     configuration: Configuration
     overrides: Frozen[str, Any]
     """What `--set` changed against the plan's configuration."""
+    encoder_weights: WeightsFile | None = None
+    """What the encoder began with instead of random numbers."""
     train_cases: tuple[str, ...]
     validation_cases: tuple[str, ...]
     intensity_ranges: tuple[tuple[float, float] | None, ...]

@@ -24,6 +24,14 @@ def seconds_of(text: str) -> float:
     return total
 
 
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """`128,128,96` or `128x128x96` as numbers. Raises AutosegError for anything else."""
+    parts = re.split(r"\s*[,x×]\s*", text.strip())
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise AutosegError(f"{what} {text!r}: give whole numbers, as 128,128,128")
+    return tuple(int(part) for part in parts)
+
+
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """`["train.lr=0.003", "patch_vox=[32,64,64]"]` as a mapping; values are JSON, else text."""
     parsed: dict[str, Any] = {}

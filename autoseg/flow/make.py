@@ -16,7 +16,7 @@ from autoseg.documents.dataset import Dataset, read_dataset
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Configuration, Plan
 from autoseg.documents.report import Report
-from autoseg.documents.run import RunSpec, lines
+from autoseg.documents.run import RunSpec, WeightsFile, lines
 from autoseg.documents.settings import patched
 from autoseg.documents.splits import Split, kfold, read_splits, split_of
 from autoseg.errors import AutosegError, Interrupted, TrainingDiverged, nearest
@@ -125,18 +125,23 @@ def run_spec(
     measured: Fingerprint,
     made: Plan,
     overrides: Mapping[str, Any] | None = None,
+    encoder_weights: WeightsFile | None = None,
 ) -> RunSpec:
     """What the fold's training is made of. Raises AutosegError for a fold that does not exist.
 
-    Without `overrides` a run that was begun keeps those it was begun with.
+    Without `overrides` or `encoder_weights` a run that was begun keeps those it was begun with.
     """
     configuration = made.configuration(job.configuration)
-    if overrides is None:
-        overrides = (
-            dict(RunSpec.read(job.fold_places.run).overrides)
-            if job.fold_places.run.exists()
-            else {}
+    if configuration.previous is not None:
+        raise AutosegError(
+            f"{job.configuration} refines the predictions of {configuration.previous}; it is planned "
+            "and costed, but a cascade cannot be trained yet: train 3d_fullres or 3d_lowres"
         )
+    begun = RunSpec.read(job.fold_places.run) if job.fold_places.run.exists() else None
+    if overrides is None:
+        overrides = dict(begun.overrides) if begun else {}
+    if encoder_weights is None and begun:
+        encoder_weights = begun.encoder_weights
     if overrides:
         configuration = Configuration.parse(
             patched(configuration.dump(), overrides), f"the run {job.run!r}"
@@ -157,6 +162,7 @@ def run_spec(
         labels=made.labels,
         configuration=configuration,
         overrides=overrides,
+        encoder_weights=encoder_weights,
         train_cases=split.train,
         validation_cases=split.validation,
         intensity_ranges=tuple(
@@ -166,6 +172,14 @@ def run_spec(
         spacing_ranges_mm=tuple((min(mm), max(mm)) for mm in zip(*spacings, strict=True)),
         version=__version__,
     )
+
+
+def _weights_file(path: Path | None) -> WeightsFile | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise AutosegError(f"there is no weight file {path}; give a .safetensors or .pth file")
+    return WeightsFile(path=str(path.absolute()), sha256=sha256_file(path))
 
 
 def case_digests(places: DatasetPlaces, spec: RunSpec) -> dict[str, str]:
@@ -183,10 +197,13 @@ def fold_stamp(spec: RunSpec, digests: dict[str, str]) -> Stamp:
     cases = {case: digests[case] for case in (*spec.train_cases, *spec.validation_cases)}
     configuration = spec.configuration.dump()
     configuration.pop("predict")
+    made_from = {"cases": sha256_json(cases)}
+    if spec.encoder_weights is not None:
+        made_from["encoder weights"] = spec.encoder_weights.sha256
     return Stamp(
         "train",
         TRAINING_VERSION,
-        {"cases": sha256_json(cases)},
+        made_from,
         {"configuration": configuration, "fold": [spec.train_cases, spec.validation_cases]},
     )
 
@@ -195,6 +212,7 @@ def fold(
     job: Job,
     *,
     overrides: Mapping[str, Any] | None = None,
+    encoder_weights: Path | None = None,
     time_s: float | None = None,
     began: float | None = None,
     redo: bool = False,
@@ -209,7 +227,7 @@ def fold(
     check_plan_name(job)
     pick_device(job.device)
     dataset, measured, made = prepared(job, (job.configuration,))
-    spec = run_spec(job, dataset, measured, made, overrides)
+    spec = run_spec(job, dataset, measured, made, overrides, _weights_file(encoder_weights))
     places = job.fold_places
     title = (
         f"{spec.dataset} · {spec.configuration_name} · fold {spec.fold} · {spec.plan}/{spec.run}"

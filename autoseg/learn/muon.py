@@ -17,6 +17,16 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
+def is_free(weight: Tensor) -> bool:
+    """Whether a weight may decay at all: a network marks those, as a state space's rates, that never do."""
+    return not getattr(weight, "no_decay", False)
+
+
+def decays(weight: Tensor) -> bool:
+    """Whether a weight decays: norms and biases do not, nor what is not free to."""
+    return weight.ndim > 1 and is_free(weight)
+
+
 def orthogonalised(update: Tensor) -> Tensor:
     """The matrix (rows, columns) with the same singular vectors and singular values about 1."""
     wide: Tensor = update.T if update.shape[0] > update.shape[1] else update
@@ -49,11 +59,15 @@ class Muon(Optimizer):
         groups: list[dict[str, Any]] = [
             {"params": list(hidden), "orthogonal": True, "weight_decay": weight_decay},
             {
-                "params": [p for p in rest if p.ndim > 1],
+                "params": [p for p in rest if decays(p)],
                 "orthogonal": False,
                 "weight_decay": weight_decay,
             },
-            {"params": [p for p in rest if p.ndim <= 1], "orthogonal": False, "weight_decay": 0.0},
+            {
+                "params": [p for p in rest if not decays(p)],
+                "orthogonal": False,
+                "weight_decay": 0.0,
+            },
         ]
         defaults = {
             "lr": lr, "momentum": momentum, "others_share": others_share, "betas": betas,

@@ -8,38 +8,41 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoseg.documents.plan import Training
-from autoseg.learn.muon import Muon
+from autoseg.learn.muon import Muon, decays, is_free
 
 SMALLEST_MATRIX = 5
 
 
 def sgd(train: Training, net: nn.Module) -> Optimizer:
-    """Stochastic gradient descent with Nesterov's momentum; all weights decay, as in nnU-Net."""
+    """Stochastic gradient descent with Nesterov's momentum; norms and biases decay, as in nnU-Net."""
     return torch.optim.SGD(
-        net.parameters(),
+        _groups(net, train.weight_decay, is_free),
         lr=train.lr,
         momentum=train.momentum,
         nesterov=train.momentum > 0,
-        weight_decay=train.weight_decay,
         fused=_can_fuse(net),
     )
 
 
 def adamw(train: Training, net: nn.Module) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019); norms and biases do not decay."""
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [p for p in net.parameters() if p.ndim > 1],
-            "weight_decay": train.weight_decay,
-        },
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        _groups(net, train.weight_decay, decays),
         lr=train.lr,
         betas=(train.momentum, train.beta2),
         fused=_can_fuse(net),
     )
+
+
+def _groups(
+    net: nn.Module, weight_decay: float, chosen: Callable[[nn.Parameter], bool]
+) -> list[dict[str, Any]]:
+    """The weights that decay and those that do not, each group only if it has any."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in net.parameters() if chosen(p)], "weight_decay": weight_decay},
+        {"params": [p for p in net.parameters() if not chosen(p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def muon(train: Training, net: nn.Module) -> Optimizer:

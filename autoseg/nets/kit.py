@@ -59,6 +59,10 @@ class Kit:
         """One number for each spatial axis."""
         return (value,) * self.ndim if isinstance(value, int) else tuple(value)
 
+    def wide(self, size: int) -> tuple[int, ...]:
+        """`size` along the axes that the level convolves, 1 along its flat ones."""
+        return tuple(size if k > 1 else 1 for k in self.kernel)
+
     def conv(
         self,
         cin: int,

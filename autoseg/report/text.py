@@ -111,5 +111,7 @@ def plan_text(plan: Plan) -> str:
         ]  # fmt: skip
         for title, value, key in rows:
             reason = plan.why.get(f"configurations.{name}.{key}", "")
+            if not reason and key == "network.encoder":
+                reason = plan.why.get(f"configurations.{name}.network", "")
             lines.append(f"  {title:<11}{value}" + (f"\n             {reason}" if reason else ""))
     return "\n".join(lines)

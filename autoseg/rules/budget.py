@@ -1,7 +1,6 @@
-"""How large may patch and batch be within what one training step may cost?
+"""How large may patch and batch be within nnU-Net's measure of what a training step may cost?
 
-The cost comes in as a function, so the same search serves nnU-Net's element counts, bytes that
-were computed for any network, or seconds.
+nnU-Net's own search, step for step. Where bytes are computed `autoseg.rules.card` decides.
 """
 
 from collections.abc import Callable
@@ -30,21 +29,6 @@ class Budget:
     cost_of: CostOf
     batch_within: Callable[[Topology], int]
     fitting_batch: int = SMALLEST_BATCH
-
-
-def step_budget(cost_of: CostOf, limit: float, unit: str = "bytes") -> Budget:
-    """A budget in which the cost grows linearly with the batch, as bytes and seconds do.
-
-    The batch that fills it is found from the costs of a batch of 1 and of 2.
-    """
-
-    def batch_within(topology: Topology) -> int:
-        one, two = cost_of(topology, 1), cost_of(topology, 2)
-        if two <= one:
-            raise ValueError(f"a batch of 2 costs {two:g} {unit}, no more than one of 1, {one:g}")
-        return max(0, int(1 + (limit - one) / (two - one)))
-
-    return Budget(limit, unit, cost_of, batch_within)
 
 
 def fit_patch(

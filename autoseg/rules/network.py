@@ -112,33 +112,3 @@ def _decoder_parameters(net: Architecture, level: int) -> int:
     further = net.decoder_convs[level] - 1
     convs = _conv(2 * width, width, kernel) + further * _conv(width, width, kernel)
     return upsampling + convs + (width + 1) * net.outputs
-
-
-def conv_operations(net: Architecture) -> int:
-    """Multiply-adds of all convolutions of one forward pass of one patch, by formula."""
-    voxels = [prod(size) for size in net.topology.level_sizes()]
-    encoder = sum(_encoder_weights(net, i) * voxels[i] for i in range(len(voxels)))
-    decoder = sum(_decoder_weights(net, i) * voxels[i] for i in range(len(voxels) - 1))
-    return encoder + decoder
-
-
-def _encoder_weights(net: Architecture, level: int) -> int:
-    """Weights that each voxel of an encoder level is multiplied with."""
-    width, kernel = net.features[level], prod(net.topology.kernels[level])
-    before = net.features[level - 1] if level else net.inputs
-    if net.kind == "plain":
-        return kernel * width * (before + (net.encoder_blocks[level] - 1) * width)
-    stem = kernel * net.inputs * width if level == 0 else 0
-    before = width if level == 0 else before
-    further = 2 * net.encoder_blocks[level] - 1
-    shortcut = before * width if before != width else 0
-    return stem + kernel * width * (before + further * width) + shortcut
-
-
-def _decoder_weights(net: Architecture, level: int) -> int:
-    """Weights that each voxel of a decoder level is multiplied with, its head included."""
-    width, kernel = net.features[level], prod(net.topology.kernels[level])
-    # a transposed convolution whose kernel is its stride uses one weight a voxel and channel pair
-    upsampling = net.features[level + 1] * width
-    further = (net.decoder_convs[level] - 1) * width
-    return upsampling + kernel * width * (2 * width + further) + width * net.outputs

@@ -2,26 +2,19 @@
 
 The decisions of nnU-Net 2.8's planners (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; the
 residual presets: Isensee et al. 2024, arXiv:2404.09556), number for number: configurations, patch
-and batch sizes, topology, and whether a low resolution and a cascade are worth their time. A
-caller may put another `Budget` in the place of nnU-Net's element counts.
+and batch sizes, topology, and whether a low resolution and a cascade are worth their time.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-import numpy as np
-
 from autoseg.rules import grid
 from autoseg.rules.budget import Budget, batch_size, fit_patch
-from autoseg.rules.decision import Decision, Size, Spacing, count, lengths, sizes
+from autoseg.rules.cascade import low_resolution
+from autoseg.rules.decision import Decision, Size, Spacing, lengths
 from autoseg.rules.network import Architecture, Kind, conv_elements, features, parameters
 from autoseg.rules.topology import Topology
-
-LOWRES_BELOW_SHARE = 0.25
-LOWRES_STEP = 1.03
-LOWRES_SPREAD = 2.0
-LOWRES_LEAST_SAVING = 2.0
 
 
 @dataclass(frozen=True)
@@ -156,12 +149,10 @@ def plan(
     gpu_memory_gb: float | None = None,
     *,
     target_mm: Spacing | None = None,
-    budget_for: BudgetFor | None = None,
 ) -> Plan:
     """nnU-Net's plan for a dataset; `network` is a key of PRESETS, which also sets the memory.
 
-    `target_mm` replaces the target spacing, in the order of the dataset's axes. `budget_for(axes)`
-    replaces the element counts by another reckoning of cost.
+    `target_mm` replaces the target spacing, in the order of the dataset's axes.
     """
     preset = PRESETS[network]
     memory = preset.memory_gb if gpu_memory_gb is None else gpu_memory_gb
@@ -175,7 +166,7 @@ def plan(
     asked = _Question(
         dataset,
         preset,
-        budget_for or (lambda axes: element_budget(preset, axes, inputs, dataset.outputs, memory)),
+        lambda axes: element_budget(preset, axes, inputs, dataset.outputs, memory),
     )
     found, cascade = _configurations(asked, ordered, tuple(median[axis] for axis in order.value))
     schemes = tuple(grid.normalisation(name, blanks_count=True) for name in dataset.channel_names)
@@ -244,45 +235,24 @@ def _configuration(
 
 
 def _low_resolution(asked: _Question, full: Configuration) -> tuple[Configuration | None, str]:
-    """A configuration on a grid so coarse that its patch sees a quarter of a case, or None; why.
+    """A configuration on a grid so coarse that its patch sees a quarter of a case, or None; why."""
+    budget = asked.budget_for(3)
 
-    The finer axes grow by 3% until they are within a factor of 2 of the coarsest, then all do.
-    """
-    fine = np.array(full.spacing_mm.value)
-    median = np.array(full.median_vox)
-    seen = prod(full.topology.value.patch_vox) / prod(full.median_vox)
-    fact = (
-        f"a patch of {sizes(full.topology.value.patch_vox)} shows {seen:.0%} of a median case "
-        f"of {sizes(full.median_vox)}"
+    def patch_at(spacing_mm: Spacing, median_vox: Size) -> Size:
+        return fit_patch(spacing_mm, median_vox, budget).value.patch_vox
+
+    patch = full.topology.value.patch_vox
+    grid_of, why = low_resolution(full.spacing_mm.value, full.median_vox, patch, patch_at)
+    if grid_of is None:
+        return None, why
+    low = _configuration(
+        asked,
+        Decision(grid_of.spacing_mm, why),
+        grid_of.median_vox,
+        grid_of.voxels * asked.dataset.cases,
+        Decision(
+            False,
+            "a low resolution patch shows a quarter of a case or more, so Dice is taken per sample.",
+        ),
     )
-    spacing, low, low_vox = fine.copy(), None, prod(full.median_vox)
-    share = seen
-    unsaid = Decision(
-        False,
-        "a low resolution patch shows a quarter of a case or more, so Dice is taken per sample.",
-    )
-    while share < LOWRES_BELOW_SHARE:
-        finer = spacing.max() / spacing > LOWRES_SPREAD
-        spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
-        size = fine / spacing * median
-        low_vox = float(np.prod(size))
-        coarse = tuple(float(mm) for mm in spacing)
-        low = _configuration(
-            asked,
-            Decision(coarse, f"{fact}; at {lengths(coarse)} one shows a quarter."),
-            tuple(max(1, round(n)) for n in size),
-            low_vox * asked.dataset.cases,
-            unsaid,
-        )
-        share = prod(low.topology.value.patch_vox) / low_vox
-    if low is None:
-        return None, f"{fact}, not under {LOWRES_BELOW_SHARE:.0%}: no low resolution is needed."
-    saving = prod(full.median_vox) / low_vox
-    if saving < LOWRES_LEAST_SAVING:
-        return None, (
-            f"{fact}, but a low resolution would have only {saving:.2g} times fewer voxels."
-        )
-    return low, (
-        f"{fact}, so a network at {lengths(low.spacing_mm.value)} "
-        f"({count(low_vox)} voxels) goes before."
-    )
+    return low, why

@@ -4,16 +4,17 @@ On a card the patch fills the memory and the schedule is long; on cores the widt
 the batch follow from the time that there is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
-from autoseg.rules.budget import Budget, fit_patch
-from autoseg.rules.decision import Decision, Size, Spacing, lengths
-from autoseg.rules.network import MOST_FEATURES, conv_operations, features
-from autoseg.rules.nnunet import Preset, architecture
-from autoseg.rules.topology import Topology
+from autoseg.errors import PlanError
+from autoseg.rules.decision import Decision, Size, Spacing, lengths, sizes
+from autoseg.rules.draft import Draft
+from autoseg.rules.network import MOST_FEATURES, features
+from autoseg.rules.search import descending
+from autoseg.rules.topology import Topology, initial_patch
 
 NNUNET_STEPS = 250_000
 CARD_STEPS = 125_000
@@ -62,14 +63,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Patch, batch, widths, and the fields of the plan's `train` and `predict` that follow."""
+    """Patch, batch, widths, and the fields of the plan's `train` that follow."""
 
     topology: Decision[Topology]
     batch_size: Decision[int]
     features: Decision[Size]
     training: dict[str, Any]
-    prediction: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    recompute: bool = False
 
 
 def augmentation_for(patch_vox: Size) -> tuple[dict[str, Any], str]:
@@ -96,8 +97,12 @@ def gpu_recipe(
     *,
     planner: Literal["autoseg", "nnunet"],
     fixed: Fixed,
+    authors: Mapping[str, float | str] | None = None,
 ) -> Recipe:
-    """nnU-Net's optimiser and schedule; the default planner halves its length."""
+    """nnU-Net's optimiser and schedule, or those of the network's `authors`.
+
+    The default planner halves nnU-Net's length.
+    """
     steps = fixed.steps or (NNUNET_STEPS if planner == "nnunet" else CARD_STEPS)
     why = "nnU-Net's 1000 epochs of 250 steps."
     if fixed.steps:
@@ -107,8 +112,11 @@ def gpu_recipe(
             "half of nnU-Net's 1000 epochs: in published curves 500 epochs cost 0 to 2 points of "
             "Dice against 1000 (nnActive's results), at half the time."
         )
-    training: dict[str, Any] = {"steps": steps, "validate_every": 250}
-    return Recipe(topology, batch, width, training, {}, {"train.steps": why})
+    training: dict[str, Any] = {"steps": steps, "validate_every": 250, **(authors or {})}
+    said = {"train.steps": why}
+    if authors:
+        said["train.optimiser"] = "as the network's authors trained it, and not nnU-Net's."
+    return Recipe(topology, batch, width, training, said)
 
 
 def spacing_for_cores(
@@ -147,18 +155,8 @@ StepSeconds = Callable[[Topology, int, int], float]
 """(topology, width of the finest level, batch) -> seconds of one training step."""
 
 
-def formula_seconds(preset: Preset, inputs: int, outputs: int) -> StepSeconds:
-    """Seconds of a step from the multiply-adds of its convolutions, where nothing was measured."""
-
-    def seconds(topology: Topology, width: int, batch: int) -> float:
-        net = architecture(preset, topology, inputs, outputs, width, CORE_WIDENING * width)
-        return 3 * conv_operations(net) * batch / CORE_MACS_PER_S
-
-    return seconds
-
-
 def cpu_recipe(
-    spacing: Spacing,
+    draft: Draft,
     median: tuple[float, ...],
     cases: int,
     *,
@@ -171,27 +169,19 @@ def cpu_recipe(
     The patch is nnU-Net's, but no larger than CORE_PATCH_VOX; the batch is 2; the
     width is the largest of CORE_WIDTHS with which the steps that a run needs fit into the time.
     """
-    axes, time_min = len(spacing), minutes or CORE_MINUTES
-    patch_budget = Budget(
-        CORE_PATCH_VOX[axes],
-        "voxels that cores can train",
-        lambda topology, _: prod(topology.patch_vox),
-        lambda _: 1,
-        fitting_batch=1,
-    )
+    time_min = minutes or CORE_MINUTES
     topology = (
-        Decision(fixed.topology, "pinned by you")
-        if fixed.topology
-        else fit_patch(spacing, median, patch_budget)
+        Decision(fixed.topology, "pinned by you") if fixed.topology else core_patch(draft, median)
     )
     batch = Decision(fixed.batch_size or CORE_BATCH, "pinned by you")
     if fixed.batch_size is None:
         batch = Decision(CORE_BATCH, "small batches make most of few minutes on cores.")
     wanted = CORE_STEPS * (time_min / 20) ** 0.5
     limit_s = time_min * 60 * STEP_SHARE / wanted
-    width, took = _widest(topology.value, batch.value, fixed.width, limit_s, seconds_of)
-    chosen = core_features(topology.value.levels, axes, width)
-    if not fixed.width:
+    pinned = fixed.width if draft.whole is None else draft.whole.widths[0]
+    width, took = _widest(topology.value, batch.value, pinned, limit_s, seconds_of)
+    chosen = core_features(topology.value.levels, draft.axes, width)
+    if not pinned:
         chosen = Decision(
             chosen.value,
             f"{width} channels at the finest level: a step takes about {took:.2g} s on these "
@@ -213,7 +203,36 @@ def cpu_recipe(
         "train.optimiser": CORE_WHY,
         "train.ema_share": "the weights of the last few percent of the steps are averaged.",
     }
-    return Recipe(topology, batch, chosen, training, {}, why)
+    return Recipe(topology, batch, chosen, training, why)
+
+
+def core_patch(draft: Draft, median: tuple[float, ...]) -> Decision[Topology]:
+    """The first patch of no more than CORE_PATCH_VOX, as nnU-Net shortens it, that has levels.
+
+    Raises PlanError where the network needs larger ones.
+    """
+    start = draft.exactly(initial_patch(draft.spacing_mm, median), "a typical case")
+    most = CORE_PATCH_VOX[draft.axes]
+    fact = f"at most {most:,} voxels, as cores can train them"
+    tried = start
+    for shortened, tried in enumerate(descending(start, median, draft.on)):
+        if prod(tried.patch_vox) > most:
+            continue
+        patch = sizes(tried.patch_vox)
+        if not shortened:
+            return Decision(
+                tried, f"{patch} covers a median case of {sizes(median)} and has {fact}."
+            )
+        return Decision(
+            tried,
+            f"{sizes(start.patch_vox)} was shortened {shortened} times to {patch}, the first patch "
+            f"that has {fact}.",
+        )
+    raise PlanError(
+        f"{draft.preset} needs patches of {sizes(tried.patch_vox)} voxels or more, and cores can train "
+        f"at most {most:,}; plan for a card (--gpu-memory), pin a patch (--set patch_vox=…), or take "
+        "another network"
+    )
 
 
 def _core_length(minutes: float | None, step_s: float, enough: int) -> Decision[int]:

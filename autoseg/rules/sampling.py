@@ -207,8 +207,8 @@ def batch_dice(
     if scene.batch_dice:
         return Decision(
             True,
-            "the configuration's patches see too little of a case for a Dice of "
-            "each sample, by nnU-Net's rule.",
+            "by nnU-Net's rule: slices, and patches that see little of a case, often lack a class, "
+            "whose Dice would be 0 for a single false voxel.",
         )
     present = [name for name, e in exposures.items() if e.met > 0]
     if not present:

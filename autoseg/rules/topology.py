@@ -6,7 +6,8 @@ voxels of deep levels become isotropic. The numbers are nnU-Net's.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from functools import lru_cache
+from math import ceil, prod
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Topology:
     @property
     def divisor(self) -> Size:
         """What each edge of a patch must be a multiple of."""
-        return tuple(int(n) for n in np.prod(self.strides, axis=0, dtype=np.int64))
+        return tuple(prod(steps) for steps in zip(*self.strides, strict=True))
 
     def level_sizes(self) -> list[Size]:
         """The size of the feature maps of each level, finest first."""
@@ -60,14 +61,20 @@ def initial_patch(spacing_mm: Spacing, median_vox: tuple[float, ...]) -> tuple[f
     )
 
 
-def topology_for(patch_vox: tuple[float, ...], spacing_mm: Spacing) -> Topology:
-    """The topology for a patch, whose edges are enlarged until every level divides them."""
+@lru_cache(maxsize=1 << 14)
+def topology_for(
+    patch_vox: tuple[float, ...], spacing_mm: Spacing, most_levels: int | None = None
+) -> Topology:
+    """The topology for a patch, whose edges are enlarged until every level divides them.
+
+    At most `most_levels`, the finest counted, however large the patch.
+    """
     axes = range(len(spacing_mm))
     size, spacing = list(patch_vox), list(spacing_mm)
     kernel = [1] * len(size)
     strides: list[Size] = [(1,) * len(size)]
     kernels: list[Size] = []
-    while halved := _axes_to_halve(size, spacing):
+    while len(strides) != most_levels and (halved := _axes_to_halve(size, spacing)):
         for axis in axes:
             if spacing[axis] / min(spacing) < NEAR:
                 kernel[axis] = 3
@@ -77,8 +84,8 @@ def topology_for(patch_vox: tuple[float, ...], spacing_mm: Spacing) -> Topology:
             spacing[axis] *= 2
             size[axis] = ceil(size[axis] / 2)
     kernels.append((3,) * len(size))
-    divisor = np.prod(strides, axis=0, dtype=np.int64)
-    padded = tuple(int(d) * ceil(n / d) for n, d in zip(patch_vox, divisor, strict=True))
+    divisor = [prod(steps) for steps in zip(*strides, strict=True)]
+    padded = tuple(d * ceil(n / d) for n, d in zip(patch_vox, divisor, strict=True))
     return Topology(padded, tuple(strides), tuple(kernels))
 
 

@@ -22,22 +22,33 @@ KEEP_WITHIN = 0.02
 so that one more case among hundreds does not make every prepared case stale."""
 GRID_PINS = ("axes", "spacing_mm")
 RULE_PINS = ("patch_vox", "batch_size", "width", "steps")
-CONFIGURATIONS = ("2d", "3d_fullres")
-LATER_CONFIGURATIONS = ("3d_lowres", "3d_cascade_fullres")
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+FOLLOWS = {"3d_cascade_fullres": "3d_fullres"}
+"""Configuration -> the one whose pins it shares."""
+OWN_GRID = ("spacing_mm", "patch_vox")
+"""Pins that the low resolution takes only under its own name."""
+SHORT = {"train.batch_size": "batch_size", "train.steps": "steps"}
+"""Dotted keys whose values decide others, and the pins that do so."""
 
-
-SecondsOf = Callable[[NetworkSpec, Size, int], float]
-"""(network, patch, batch) -> seconds of one training step."""
+StepCost = Callable[[NetworkSpec, Size, int], float]
+"""(network, patch, batch) -> bytes at the peak, or seconds, of one training step."""
+OperationsOf = Callable[[NetworkSpec, Size], int]
+"""(network, patch) -> multiply-adds of one forward pass of one patch."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the plan must fit: a card's memory, or (None) this machine's cores."""
+    """What the plan must fit: a card's memory, or (None) this machine's cores.
+
+    `bytes_of` is asked for a card, in mixed precision; for cores `seconds_of`, which measures, or
+    where nobody can measure `operations_of`.
+    """
 
     memory_gb: float | None
     why: str
-    seconds_of: SecondsOf | None = None
-    """Seconds of a training step of a configuration, measured; None where nobody can measure."""
+    bytes_of: StepCost | None = None
+    operations_of: OperationsOf | None = None
+    seconds_of: StepCost | None = None
 
 
 @dataclass(frozen=True)
@@ -65,26 +76,59 @@ class World:
 
 
 class Pins:
-    """The values that a person fixed, by configuration and key; remembers which were used."""
+    """The values that a person fixed, by configuration and key."""
 
     def __init__(self, pins: Mapping[str, Any]) -> None:
-        self.pins = dict(pins)
+        self.pins = {_short(key): value for key, value in pins.items()}
 
     def of(self, configuration: str, key: str) -> Any:
         """The pinned value of `key`, for one configuration or for all; None if it is free."""
-        return self.pins.get(f"{configuration}.{key}", self.pins.get(key))
+        for name in (configuration, FOLLOWS.get(configuration)):
+            if f"{name}.{key}" in self.pins:
+                return self.pins[f"{name}.{key}"]
+        if configuration == "3d_lowres" and key in OWN_GRID:
+            return None
+        return self.pins.get(key)
+
+    def by_name(self, configuration: str, key: str) -> bool:
+        """Whether `key` is pinned for this configuration, and not for all."""
+        names = (configuration, FOLLOWS.get(configuration))
+        return any(f"{name}.{key}" in self.pins for name in names)
+
+    def network(self, configuration: str) -> dict[str, Any]:
+        """The pinned keys of the network; "" stands for the whole document."""
+        found = self._all(configuration)
+        return {
+            key.removeprefix("network").removeprefix("."): value
+            for key, value in found.items()
+            if key.partition(".")[0] == "network"
+        }
 
     def rest(self, configuration: str) -> dict[str, Any]:
         """The pins that no rule asks for, as keys of that configuration."""
-        found = {}
-        for key, value in self.pins.items():
-            head, _, tail = key.partition(".")
-            name = tail if head == configuration else key
-            foreign = head in {*CONFIGURATIONS, *LATER_CONFIGURATIONS}
-            if (foreign and head != configuration) or name in (*GRID_PINS, *RULE_PINS):
-                continue
-            found[name] = value
+        return {
+            key: value
+            for key, value in self._all(configuration).items()
+            if key not in (*GRID_PINS, *RULE_PINS) and key.partition(".")[0] != "network"
+        }
+
+    def _all(self, configuration: str) -> dict[str, Any]:
+        """What holds for a configuration; what was said for it alone comes last and wins."""
+        heads = [FOLLOWS.get(configuration), configuration]
+        found = {k: v for k, v in self.pins.items() if k.partition(".")[0] not in CONFIGURATIONS}
+        for name in heads:
+            for key, value in self.pins.items():
+                head, _, tail = key.partition(".")
+                if head == name:
+                    found[tail] = value
         return found
+
+
+def _short(key: str) -> str:
+    head, dot, tail = key.partition(".")
+    if head in CONFIGURATIONS:
+        return head + dot + SHORT.get(tail, tail)
+    return SHORT.get(key, key)
 
 
 def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, dict[str, str]]:
@@ -106,7 +150,7 @@ def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, di
             # lengths are pinned in plan axes, so the axes must be those of the unpinned plan
             axes = _coarsest(axes, target.value)
             spacings, shapes = _along(fingerprint.cases, axes.value)
-        target = Decision(_three(pinned), "pinned by you")
+        target = Decision(three_lengths(pinned), "pinned by you")
     elif pinned_axes is None:
         axes = _coarsest(axes, target.value)
         spacings, shapes = _along(fingerprint.cases, axes.value)
@@ -124,7 +168,8 @@ def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, di
     }
 
 
-def _three(value: Any) -> Spacing:
+def three_lengths(value: Any) -> Spacing:
+    """A pinned spacing. Raises PlanError for anything but three lengths."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         raise PlanError(
             f"spacing_mm is pinned to {value!r}; give three lengths, as [3.0, 1.0, 1.0]"

@@ -5,28 +5,25 @@ plan is made again when the fingerprint changes; one that was edited by hand is 
 """
 
 import logging
-import multiprocessing
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autoseg.costs import StepBytes, StepTimes, operations
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.networks.family import NetworkSpec
-from autoseg.documents.plan import Plan, Training, read_plan
+from autoseg.documents.plan import Plan, read_plan
 from autoseg.errors import Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.planner import make_plan
-from autoseg.rules.recipe import CORE_TRAINING
 from autoseg.rules.world import Ask, Device
 from autoseg.stage import Stamp, differences
 from autoseg.workspace import DatasetPlaces
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,53 +48,14 @@ def card_memory_gb() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / 2**30
 
 
-class StepTimes:
-    """Seconds of training steps on this machine's cores, measured in a child process.
-
-    A child, so that this process stays free of torch and its threads. Use as a context manager.
-    """
-
-    def __init__(self) -> None:
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "StepTimes":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
-
-    def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        seconds = self.pool.submit(timed_step, network, patch_vox, batch).result()
-        log.info("a step of width %d takes %.2f s here", network.widths[0], seconds)
-        return seconds
-
-
-def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
-    """Seconds of one training step of a network on all cores, as `train` would do it."""
-    from autoseg.learn.trial import seconds_per_step, trial_step
-    from autoseg.learn.variants import Variant, usable_cores
-    from autoseg.nets.build import build
-
-    train = Training(steps=1, batch_size=batch, supervision=network.output_weights, **CORE_TRAINING)
-    shape = (network.in_channels, *patch_vox)
-    # where others use the cores too, one thread can be faster than all
-    variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]
-    return min(
-        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v)
-        for v in variants
-    )
-
-
 def device_for(request: Request, device: str | None) -> Device:
     """What the plan is to be fitted to: a card of so much memory, or this machine's cores."""
+    step_bytes = StepBytes(request.pins)
     if request.gpu_memory_gb is not None:
-        return Device(request.gpu_memory_gb, "given by you")
+        return Device(request.gpu_memory_gb, "given by you", step_bytes)
     if device != "cpu" and (found := card_memory_gb()) is not None:
-        return Device(found, "the card that is there")
-    return Device(None, "no card is there")
+        return Device(found, "the card that is there", step_bytes)
+    return Device(None, "no card is there", operations_of=operations)
 
 
 def current_plan(

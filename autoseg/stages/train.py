@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from autoseg.data.batches import Batches, BatchSpec, validation_batches
 from autoseg.data.store import StoredCases
 from autoseg.documents.plan import Configuration, Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
-from autoseg.errors import AutosegError, Interrupted, Stale
+from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
 from autoseg.files import Lock, sweep
 from autoseg.infer.tiles import positions
 from autoseg.infer.volume import tile_for
@@ -50,6 +51,8 @@ LOADING = 1.1
 """A step with its batch against one on numbers that are there already, before it was measured."""
 RAM_PART = 4
 """Training cases are held in memory where they fit into this part of what is free."""
+NO_RAM = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+"""What torch's and oneDNN's messages say when the machine's own memory is at its end."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
 
@@ -74,6 +77,22 @@ def signals_noted() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def memory_watched(name: str, spec: RunSpec) -> Iterator[None]:
+    """Raises OutOfMemory in the place of what torch or numpy raise when memory is at its end."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(said in str(error) for said in NO_RAM):
+            raise
+        c = spec.configuration
+        raise OutOfMemory(
+            f"{name} is out of memory with {c.train.batch_size} patches of "
+            f"{' x '.join(map(str, c.patch_vox))} voxels a step"
+        ) from error
 
 
 def begin(fold: Fold, spec: RunSpec, stamp: Stamp, *, redo: bool) -> bool:
@@ -109,7 +128,12 @@ def new_run(spec: RunSpec, device: torch.device) -> Run:
     """A freshly initialised network and its optimiser; the weights depend on the seed alone."""
     train = spec.configuration.train
     torch.manual_seed(train.seed)
-    net = build(spec.configuration.network).to(device)
+    net = build(spec.configuration.network)
+    if spec.encoder_weights is not None:
+        from autoseg.nets.weights import load_encoder
+
+        log.info("encoder: %s", load_encoder(net, Path(spec.encoder_weights.path)))
+    net = net.to(device)
     run = Run(net, optimiser(train, net))
     if train.ema_share > 0:
         run.average = Average(net, decay_over(train.ema_share * train.steps))
@@ -118,6 +142,9 @@ def new_run(spec: RunSpec, device: torch.device) -> Run:
 
 def open_run(spec: RunSpec, fold: Fold, device: torch.device, variant: Variant) -> Run:
     """The run as it was last saved, or a new one."""
+    if fold.last.exists():
+        # what the encoder began with is in the saved state; the file may be gone
+        spec = spec.model_copy(update={"encoder_weights": None})
     run = new_run(spec, device)
     if device.type == "cuda" and variant.precision == "float16":
         run.scaler = torch.amp.GradScaler("cuda")
@@ -230,7 +257,7 @@ def train(
     with Lock(fold.lock, name):
         if not begin(fold, spec, stamp, redo=redo):
             return False
-        with signals_noted() as stopped:
+        with signals_noted() as stopped, memory_watched(name, spec):
             _train(places, fold, spec, pick_device(device), workers, time_s, began, stopped)
         stamp.write(fold.stamp)
     return True

@@ -8,9 +8,9 @@ from typing import Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from autoseg.documents import plan as plan_module
 from autoseg.documents.document import Document
-from autoseg.documents.labels import LabelSet
+from autoseg.documents.networks.network import Network
+from autoseg.documents.networks.sentence import UNetSpec
 from autoseg.documents.plan import Plan, Training, parse_plan
 from autoseg.documents.settings import patched
 from autoseg.rules.recipe import CORE_TRAINING
@@ -21,14 +21,29 @@ ROW = re.compile(r"^\| (`[^|]+`) \|", re.MULTILINE)
 
 
 def models() -> dict[str, type[BaseModel]]:
-    """The documents that a plan is made of, by name."""
-    found = {
-        name: kind
-        for name, kind in vars(plan_module).items()
-        if isinstance(kind, type) and issubclass(kind, Document) and kind is not Document
-    }
-    assert found["LabelSet"] is LabelSet
+    """The documents that a plan is made of, by name.
+
+    Of the networks the U-Net's sentence stands for all; what other families' documents say is told
+    in docs/networks.md.
+    """
+    found: dict[str, type[BaseModel]] = {}
+    waiting: list[type[BaseModel]] = [Plan]
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ in found or (issubclass(kind, Network) and kind is not UNetSpec):
+            continue
+        found[kind.__name__] = kind
+        for field in kind.model_fields.values():
+            waiting += documents_in(field.annotation)
+    assert {"LabelSet", "Configuration", "UNetSpec", "Part", "Word"} <= set(found)
     return found
+
+
+def documents_in(annotation: object) -> list[type[BaseModel]]:
+    """The documents inside tuples, unions and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, Document):
+        return [annotation]
+    return [kind for argument in get_args(annotation) for kind in documents_in(argument)]
 
 
 def names_of(kind: type[BaseModel]) -> set[str]:
@@ -54,7 +69,7 @@ def test_every_field_stands_in_the_section_of_its_model(page: str, name: str) ->
     assert missing == set()
 
 
-@pytest.mark.parametrize("name", sorted(set(models()) - {"DecoderLevel"}))
+@pytest.mark.parametrize("name", sorted(set(models()) - {"DecoderLevel", "Word"}))
 def test_the_tables_name_no_other_fields(page: str, name: str) -> None:
     text = dict(sections(page))[name]
     rows = {field for row in ROW.findall(text) for field in re.findall(r"`([^`]+)`", row)}

@@ -17,20 +17,32 @@ from autoseg.nets.units.words import UNITS
 from autoseg.nets.wraps.words import WRAPS
 from tests.nets.contract import part, recomputes, sentence, sound
 
-WRAPPINGS = [(), *[(name,) for name in WRAPS]]
+ACROSS = {"down": DOWNS, "up": UPS, "skip": JOINS}
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("wraps", WRAPPINGS)
-def test_every_unit_and_wrap(dimensions, unit, wraps):
-    sound(sentence(dimensions, part(unit, *wraps)))
+def test_every_unit(dimensions, unit):
+    sound(sentence(dimensions, part(unit)))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_unit_inside_a_residual_wrap(unit):
+    sound(sentence(3, part(unit, "residual"), activation="relu"))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize(("down", "up", "skip"), list(product(DOWNS, UPS, JOINS)))
-def test_every_way_down_up_and_across(dimensions, down, up, skip):
-    sound(sentence(dimensions, part("plain"), down=down, up=up, skip=skip, stem=5))
+@pytest.mark.parametrize("wraps", list(product(WRAPS, ["", *WRAPS])))
+def test_every_wrap_and_pair_of_wraps(dimensions, wraps):
+    sound(sentence(dimensions, part("pair", *filter(None, wraps))))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize(
+    ("position", "word"), [(where, name) for where, words in ACROSS.items() for name in words]
+)
+def test_every_way_down_up_and_across(dimensions, position, word):
+    sound(sentence(dimensions, part("plain"), stem=5, **{position: word}))
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -170,7 +170,7 @@ def test_unknown_names_say_what_there_is():
     with pytest.raises(PlanError, match="no network 'resenc_n'; did you mean 'resenc_"):
         network_spec("resenc_n", 1, 2, [4, 8], [[1, 1], [2, 2]], [[3, 3], [3, 3]])
     wrong = small("plain", 2).model_copy(update={"up": worded("teleport")})
-    with pytest.raises(PlanError, match="an? up 'teleport', which there is not"):
+    with pytest.raises(PlanError, match=r"an? up 'teleport', which there is not"):
         build(wrong)
     wrong = small("plain", 2).model_copy(update={"up": worded("linear", growht=3)})
     with pytest.raises(PlanError, match="the up 'linear' has no setting 'growht'"):

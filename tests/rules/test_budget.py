@@ -1,11 +1,11 @@
-"""The search for patch and batch against costs that can be worked out by hand."""
+"""nnU-Net's search for patch and batch against costs that can be worked out by hand."""
 
 from math import prod
 
 import pytest
 
 from autoseg.errors import PlanError
-from autoseg.rules.budget import batch_size, fit_patch, step_budget
+from autoseg.rules.budget import Budget, batch_size, fit_patch
 from autoseg.rules.topology import Topology, topology_for
 
 
@@ -14,32 +14,26 @@ def bytes_of(topology: Topology, batch: int) -> float:
     return 1000 + 4 * batch * prod(topology.patch_vox)
 
 
-def test_step_budget_fills_the_limit_and_no_more() -> None:
-    topology = topology_for((32, 32, 32), (1.0, 1.0, 1.0))
-    for limit in (1000, 1e6, 1_311_720, 1_311_719, 5e7):
-        budget = step_budget(bytes_of, limit)
-        batch = budget.batch_within(topology)
-        assert bytes_of(topology, batch) <= limit < bytes_of(topology, batch + 1)
-    assert step_budget(bytes_of, 1_311_720).batch_within(topology) == 10
+def budget(limit: float) -> Budget:
+    """The bytes above, in which the batch that fills a limit is (limit - 1000) / (4 voxels)."""
 
+    def batch_within(topology: Topology) -> int:
+        return int((limit - 1000) / (4 * prod(topology.patch_vox)))
 
-def test_step_budget_refuses_a_cost_that_ignores_the_batch() -> None:
-    budget = step_budget(lambda topology, batch: 1.0, 10.0)
-    with pytest.raises(ValueError, match="no more than one of 1"):
-        budget.batch_within(topology_for((8, 8), (1.0, 1.0)))
+    return Budget(limit, "bytes", bytes_of, batch_within)
 
 
 def test_patch_is_whole_where_it_fits() -> None:
-    found = fit_patch((1.0, 1.0, 1.0), (36.0, 50.0, 35.0), step_budget(bytes_of, 1e9))
+    found = fit_patch((1.0, 1.0, 1.0), (36.0, 50.0, 35.0), budget(1e9))
     assert found.value.patch_vox == (40, 56, 40)
     assert "covers a median case of 36 x 50 x 35" in found.why
 
 
 def test_patch_shrinks_along_its_relatively_longest_edge() -> None:
     limit = bytes_of(topology_for((128, 128, 128), (1.0, 1.0, 1.0)), 2)
-    found = fit_patch((1.0, 1.0, 1.0), (400.0, 400.0, 400.0), step_budget(bytes_of, limit))
+    found = fit_patch((1.0, 1.0, 1.0), (400.0, 400.0, 400.0), budget(limit))
     assert found.value.patch_vox == (128, 128, 128)
-    flat = fit_patch((1.0, 1.0, 1.0), (400.0, 100.0, 400.0), step_budget(bytes_of, limit))
+    flat = fit_patch((1.0, 1.0, 1.0), (400.0, 100.0, 400.0), budget(limit))
     # The proportions of the case are kept: each edge is about half of its length.
     assert flat.value.patch_vox == (224, 48, 192)
     assert bytes_of(flat.value, 2) <= limit
@@ -49,13 +43,13 @@ def test_patch_shrinks_along_its_relatively_longest_edge() -> None:
 def test_no_patch_step_is_skipped() -> None:
     # 256 must be divisible by 64, the 224 below it only by 32.
     limit = 4 * 2 * 224 * 256 + 1000
-    found = fit_patch((1.0, 1.0), (256.0, 256.0), step_budget(bytes_of, limit))
+    found = fit_patch((1.0, 1.0), (256.0, 256.0), budget(limit))
     assert found.value.patch_vox == (256, 224)
 
 
 def test_nothing_fits() -> None:
     with pytest.raises(PlanError, match="no patch fits the memory budget: even"):
-        fit_patch((1.0, 1.0), (64.0, 64.0), step_budget(bytes_of, 1000))
+        fit_patch((1.0, 1.0), (64.0, 64.0), budget(1000))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +65,6 @@ def test_batch_is_bounded_by_memory_dataset_and_two(
     limit: float, dataset_vox: float, share: float, expected: int, reason: str
 ) -> None:
     topology = topology_for((8, 8), (1.0, 1.0))
-    found = batch_size(topology, step_budget(bytes_of, limit), dataset_vox, share)
+    found = batch_size(topology, budget(limit), dataset_vox, share)
     assert found.value == expected
     assert reason in found.why

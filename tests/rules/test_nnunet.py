@@ -2,14 +2,11 @@
 
 import json
 import time
-from math import prod
 from pathlib import Path
 
 import pytest
 
 from autoseg.rules import nnunet
-from autoseg.rules.budget import step_budget
-from autoseg.rules.topology import Topology
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "nnunet_plans.json"
 PLANNERS = {
@@ -128,18 +125,6 @@ def test_target_spacing_by_hand_sets_grid_and_order() -> None:
     assert found.axis_order.value == (2, 0, 1)
     assert found.configurations["3d_fullres"].spacing_mm.value == (4.0, 1.0, 1.0)
     assert "by hand" in found.spacing_mm.why
-
-
-def test_another_cost_decides_in_the_place_of_elements() -> None:
-    def voxels(topology: Topology, batch: int) -> float:
-        return batch * prod(topology.patch_vox)
-
-    limit = 2 * 96**3
-    found = nnunet.plan(LIVER, budget_for=lambda axes: step_budget(voxels, limit, "voxels"))
-    for configuration in found.configurations.values():
-        topology, batch = configuration.topology.value, configuration.batch_size.value
-        assert voxels(topology, batch) <= limit < voxels(topology, batch + 1)
-        assert "1.8 million voxels" in configuration.topology.why
 
 
 def test_liver_is_planned_within_a_second() -> None:

@@ -6,9 +6,41 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from autoseg.documents.document import Document
+from autoseg.documents.networks.classic import (
+    DeepLabSpec,
+    EncoderUNetSpec,
+    FCNSpec,
+    SegNetSpec,
+)
+from autoseg.documents.networks.compound import (
+    HyperDenseSpec,
+    ModalitySpec,
+    NestedSpec,
+    ParallelSpec,
+    SerialSpec,
+)
+from autoseg.documents.networks.hybrids import TransFuseSpec, TransUNetSpec
 from autoseg.documents.networks.sentence import UNetSpec
+from autoseg.documents.networks.transformers import PrimusSpec, SwinUNETRSpec, UNETRSpec
 
-NetworkSpec = Annotated[UNetSpec, Field(discriminator=None)]
+NetworkSpec = Annotated[
+    UNetSpec
+    | NestedSpec
+    | SerialSpec
+    | ParallelSpec
+    | ModalitySpec
+    | HyperDenseSpec
+    | TransUNetSpec
+    | TransFuseSpec
+    | SwinUNETRSpec
+    | UNETRSpec
+    | PrimusSpec
+    | FCNSpec
+    | SegNetSpec
+    | DeepLabSpec
+    | EncoderUNetSpec,
+    Field(discriminator="family"),
+]
 
 
 class _Holder(Document):

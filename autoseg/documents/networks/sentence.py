@@ -20,19 +20,23 @@ class Part(Document):
 class DecoderLevel(Document):
     """One resolution on the way up: `depth` units of `part`, then one of each part of `then`.
 
-    Width and stride are those of the encoder level beside it.
+    Width and stride are those of the encoder level beside it. `step` is the way into the level,
+    where it is not the sentence's own.
     """
 
     part: Part
     then: tuple[Part, ...] = ()
     depth: PositiveInt
     kernel: Spatial
+    step: Word | None = None
 
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         said: dict[str, Any] = handler(self)
         if not self.then:
             del said["then"]
+        if self.step is None:
+            del said["step"]
         return said
 
 
@@ -102,8 +106,8 @@ class Sentence(Network):
         sizes |= {len(level.kernel) for level in self.decoder}
         if len(sizes) != 1 or not sizes <= {2, 3}:
             raise ValueError("kernels and strides must all have 2 or all have 3 numbers")
-        if any(s != 1 for s in self.encoder[0].stride):
-            raise ValueError("the finest level's stride must be all ones")
+        if any(s != 1 for s in self.encoder[0].stride) or self.encoder[0].step is not None:
+            raise ValueError("the finest level's stride must be all ones, and no step leads there")
         if any(k % 2 == 0 for level in (*self.levels, *self.decoder) for k in level.kernel):
             raise ValueError("kernels must be odd")
         return self

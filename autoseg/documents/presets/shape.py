@@ -1,12 +1,26 @@
 """What the planner knows of a network before it is one, and what a preset is."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from autoseg.documents.networks.family import NetworkSpec
 
 PUBLISHED_FIRST = 32
 """The first width at which a preset has the size that was published."""
+
+
+def adamw(lr: float, weight_decay: float = 0.05, **rest: float | str) -> dict[str, float | str]:
+    """AdamW with a warm-up and a cosine, as attention and large depthwise kernels are trained."""
+    return {
+        "optimiser": "adamw",
+        "lr": lr,
+        "momentum": 0.9,
+        "weight_decay": weight_decay,
+        "schedule": "cosine",
+        "warmup_share": 0.03,
+        "clip_norm": 1.0,
+        **rest,
+    }
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,14 @@ class Shape:
 class Preset:
     """A network of the literature: how it is made, where from, and how often it halves at most.
 
-    `make(name, shape)` gives the document; `most_levels` counts the finest level too.
+    `make(name, shape)` gives the document; `most_levels` counts the finest level too. `training`
+    holds fields of the plan's `train` as the authors had them, where nnU-Net's would not serve.
     """
 
     make: Callable[[str, Shape], NetworkSpec]
     about: str
     most_levels: int | None = None
+    training: Mapping[str, float | str] = field(default_factory=dict)
 
 
 def per_level(numbers: Sequence[int], level: int) -> int:

@@ -3,12 +3,26 @@
 from collections.abc import Sequence
 
 from autoseg.documents.networks.family import NetworkSpec
-from autoseg.documents.presets import nnunet
+from autoseg.documents.presets import (
+    classic,
+    hybrids,
+    mamba,
+    nnunet,
+    published,
+    transformers,
+    words,
+)
 from autoseg.documents.presets.shape import Preset, Shape
 from autoseg.errors import PlanError, nearest
 
 PRESETS: dict[str, Preset] = {
+    **hybrids.PRESETS,
     **nnunet.PRESETS,
+    **mamba.PRESETS,
+    **transformers.PRESETS,
+    **classic.PRESETS,
+    **published.PRESETS,
+    **words.PRESETS,
 }
 
 

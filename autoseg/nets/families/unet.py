@@ -1,8 +1,13 @@
-"""The U-Net that speaks a sentence: every architecture of the family has this one forward pass."""
+"""The U-Net that speaks a sentence: every architecture of the family has this one forward pass.
 
-from collections.abc import Iterable
+Its halves stand alone, since the composed networks are built from them.
+"""
+
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autoseg.documents.networks.sentence import DecoderLevel, Sentence, Skip
@@ -11,6 +16,9 @@ from autoseg.nets.kit import Kit, initialise
 from autoseg.nets.network import Network
 from autoseg.nets.resize.words import DOWNS, UPS
 from autoseg.nets.speech import meaning, spoken, stage
+
+Run = Callable[..., Any]
+"""`Network.run`: the output of a part, which may be computed again going back."""
 
 
 class Meeting(Join):
@@ -33,14 +41,18 @@ class Meeting(Join):
 
 
 class Decode(nn.Module):
-    """One level on the way up: the step up, the skip, the level's units."""
+    """One level on the way up: the step up, the skip, the level's units.
+
+    `below` comes from the next coarser level, `kept` are all features of this level that it meets.
+    """
 
     def __init__(self, up: nn.Module, skip: nn.Module, units: nn.Module) -> None:
         super().__init__()
         self.up, self.skip, self.units = up, skip, units
 
-    def forward(self, kept: Tensor, below: Tensor) -> Tensor:
-        out: Tensor = self.units(self.skip(kept, self.up(below)))
+    def forward(self, below: Tensor, *kept: Tensor) -> Tensor:
+        met = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+        out: Tensor = self.units(self.skip(met, self.up(below)))
         return out
 
 
@@ -49,53 +61,78 @@ class UNet(Network):
 
     def __init__(self, spec: Sentence) -> None:
         super().__init__(spec)
-        kit = Kit(spec.bottleneck.kernel, spec.norm, spec.activation, spec.dropout)
-        down, up = meaning(DOWNS, "down", spec.down), meaning(UPS, "up", spec.up)
-        first, widths = spec.encoder[0], spec.widths
-        enter: list[nn.Module] = []
-        width = spec.in_channels
-        if spec.stem is not None:
-            enter.append(spoken(spec.stem.part)(kit.at(first.kernel), width, spec.stem.width))
-            width = spec.stem.width
-        enter.append(stage(kit.at(first.kernel), first, width, first.width, first.depth))
-        below = list(pairwise(spec.levels))
-        self.encode = _modules(
-            [
-                nn.Sequential(*enter),
-                *(
-                    nn.Sequential(
-                        down(kit.at(b.kernel), a.width, b.width, b.stride),
-                        stage(kit.at(b.kernel), b, b.width, b.width, b.depth - 1),
-                    )
-                    for a, b in below
-                ),
-            ]
-        )
-        self.decode = _modules(
-            _decode(kit.at(level.kernel), spec.skip, up(kit.at(a.kernel), b.width, a.width, b.stride),
-                    level, a.width)
-            for level, (a, b) in zip(spec.decoder, below, strict=True)
-        )  # fmt: skip
-        self.head = _modules(kit.conv(width, spec.classes, 1) for width in widths[:-1])
+        self.encode = encoder(spec, spec.in_channels)
+        self.decode = modules(decoding(spec, i) for i in range(len(spec.decoder)))
+        self.head = heads(spec)
         initialise(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        kept: list[Tensor] = []
-        for encode in self.encode:
-            x = self.run(encode, x)
-            kept.append(x)
-        x, logits = kept.pop(), []
-        for i in reversed(range(len(kept))):
-            x = self.run(self.decode[i], kept.pop(), x)
-            if self.training or i == 0:
-                logits.append(self.head[i](x))
-        return logits[::-1]
+        kept = descend(self.run, self.encode, x)
+        return ascend(self.run, self.decode, self.head, kept, self.training)[1]
 
 
-def _decode(kit: Kit, skip: Skip, up: nn.Module, level: DecoderLevel, width: int) -> Decode:
-    meeting = Meeting(kit, skip, width, width)
-    return Decode(up, meeting, stage(kit, level, meeting.width, width, level.depth))
+def kit_of(spec: Sentence) -> Kit:
+    """The layers of a sentence, with the kernel of its bottleneck."""
+    return Kit(spec.bottleneck.kernel, spec.norm, spec.activation, spec.dropout)
 
 
-def _modules(parts: Iterable[nn.Module]) -> nn.ModuleList:
+def encoder(spec: Sentence, cin: int) -> nn.ModuleList:
+    """One module a level, the bottleneck last, for an image of `cin` channels."""
+    kit, first = kit_of(spec), spec.encoder[0]
+    enter: list[nn.Module] = []
+    if spec.stem is not None:
+        enter.append(spoken(spec.stem.part)(kit.at(first.kernel), cin, spec.stem.width))
+        cin = spec.stem.width
+    enter.append(stage(kit.at(first.kernel), first, cin, first.width, first.depth))
+    levels: list[nn.Module] = [nn.Sequential(*enter)]
+    for a, b in pairwise(spec.levels):
+        here = kit.at(b.kernel)
+        down = meaning(DOWNS, "down", b.step or spec.down)(here, a.width, b.width, b.stride)
+        levels.append(nn.Sequential(down, stage(here, b, b.width, b.width, b.depth - 1)))
+    return modules(levels)
+
+
+def decoding(spec: Sentence, level: int, met: int = 1) -> Decode:
+    """The decoder's module at a level, which meets `met` features of the level's width."""
+    said: DecoderLevel = spec.decoder[level]
+    kit, width, below = kit_of(spec).at(said.kernel), spec.widths[level], spec.levels[level + 1]
+    # the step up belongs to the encoder's kernel, as the step down beside it does
+    up = meaning(UPS, "up", said.step or spec.up)(
+        kit.at(spec.encoder[level].kernel), below.width, width, below.stride
+    )
+    meeting = Meeting(kit, spec.skip, met * width, width)
+    return Decode(up, meeting, stage(kit, said, meeting.width, width, said.depth))
+
+
+def heads(spec: Sentence) -> nn.ModuleList:
+    """The layer from features to logits at each level of the decoder."""
+    kit = kit_of(spec)
+    return modules(kit.conv(width, spec.classes, 1) for width in spec.widths[:-1])
+
+
+def descend(run: Run, encode: nn.ModuleList, x: Tensor) -> list[Tensor]:
+    """The features of all levels, finest first."""
+    kept: list[Tensor] = []
+    for level in encode:
+        x = run(level, x)
+        kept.append(x)
+    return kept
+
+
+def ascend(
+    run: Run, decode: nn.ModuleList, head: nn.ModuleList, kept: list[Tensor], every: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The finest features, and the logits finest first: of every level, or of the finest alone.
+
+    Empties `kept`, so that nothing lives longer than it is needed.
+    """
+    x, logits = kept.pop(), []
+    for i in reversed(range(len(kept))):
+        x = run(decode[i], x, kept.pop())
+        if every or i == 0:
+            logits.append(head[i](x))
+    return x, logits[::-1]
+
+
+def modules(parts: Iterable[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(parts)

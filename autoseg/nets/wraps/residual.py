@@ -12,7 +12,8 @@ class Residual(nn.Module):
     """act(branch(x) + shortcut(x)).
 
     A norm that ends the branch starts at zero, so that a fresh block passes its input on
-    (Goyal et al. 2017, arXiv:1706.02677).
+    (Goyal et al. 2017, arXiv:1706.02677). With an activation behind it the norm starts at one: a
+    rectifier passes no gradient at zero.
     """
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
@@ -20,7 +21,8 @@ class Residual(nn.Module):
         self.branch, self.shortcut, self.act = branch, shortcut, act
         last = list(branch.modules())[-1]
         weight = getattr(last, "weight", None)
-        if weight is not None and weight.ndim == 1 and not isinstance(last, nn.PReLU):
+        rectified = isinstance(last, nn.PReLU) or getattr(last, "slope", None) is not None
+        if weight is not None and weight.ndim == 1 and not rectified:
             nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""What a training step of a network costs: bytes as computed on shapes, seconds as measured.
+
+The one place where a network meets the loss and the optimiser that it would be trained with before
+there is a training. Rules and stages are given these functions; torch is imported when they run.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Training
+from autoseg.rules.recipe import CORE_TRAINING
+
+log = logging.getLogger(__name__)
+
+COSTLY = (
+    "optimiser",
+    "momentum",
+    "ema_share",
+    "precision",
+    "dice_weight",
+    "ce_weight",
+    "batch_dice",
+)
+"""Fields of the training that change how many bytes a step needs."""
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """Peak bytes of training steps on a card, in mixed precision, as they are computed on shapes.
+
+    Called with (network, patch, batch). What is pinned of the training, such as another optimiser
+    or precision, is counted with it.
+    """
+
+    pins: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+        from autoseg.learn.losses import deeply, dice_ce
+        from autoseg.learn.optimisers import optimiser
+        from autoseg.nets.cost import training_bytes
+
+        train = self._training(network, batch)
+        return training_bytes(
+            network,
+            patch_vox,
+            batch,
+            precision="float16" if train.precision == "auto" else train.precision,
+            loss=deeply(dice_ce(train), train.supervision),
+            optimiser=partial(optimiser, train),
+            average=train.ema_share > 0,
+        )
+
+    def _training(self, network: NetworkSpec, batch: int) -> Training:
+        """What decides memory of the training of any configuration."""
+        pinned = {
+            key.rpartition(".")[2]: value
+            for key, value in self.pins.items()
+            if "train" in key.split(".") and key.rpartition(".")[2] in COSTLY
+        }
+        given = {"steps": 1, "batch_size": batch, "supervision": network.output_weights}
+        return Training.parse(pinned | given, "the pinned training")
+
+
+def operations(network: NetworkSpec, patch_vox: tuple[int, ...]) -> int:
+    """Multiply-adds of one forward pass of one patch."""
+    from autoseg.nets.cost import multiply_adds
+
+    return multiply_adds(network, patch_vox)
+
+
+class StepTimes:
+    """Seconds of training steps on this machine's cores, measured in a child process.
+
+    A child, so that this process stays free of torch and its threads. Use as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "StepTimes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        seconds = self.pool.submit(timed_step, network, patch_vox, batch).result()
+        log.info("a step of width %d takes %.2f s here", network.widths[0], seconds)
+        return seconds
+
+
+def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+    """Seconds of one training step of a network on all cores, as `train` would do it."""
+    from autoseg.learn.trial import seconds_per_step, trial_step
+    from autoseg.learn.variants import Variant, usable_cores
+    from autoseg.nets.build import build
+
+    train = Training(steps=1, batch_size=batch, supervision=network.output_weights, **CORE_TRAINING)
+    shape = (network.in_channels, *patch_vox)
+    # where others use the cores too, one thread can be faster than all
+    variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]
+    return min(
+        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v)
+        for v in variants
+    )
+
+
+def parameter_count(network: NetworkSpec) -> int:
+    """How many numbers a network learns."""
+    from torch import device
+
+    from autoseg.nets.build import build
+    from autoseg.nets.cost import parameters
+
+    with device("meta"):
+        return parameters(build(network))
+
+
+def prediction_bytes(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> int:
+    """Peak bytes of a forward pass on a card, in mixed precision."""
+    from autoseg.nets.cost import inference_bytes
+
+    return inference_bytes(network, patch_vox, batch, precision="float16")

@@ -1,0 +1,65 @@
+"""From options, as a person writes them, to what is asked of the planner."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoseg.documents.settings import parse_settings, seconds_of, whole_numbers
+from autoseg.errors import AutosegError
+from autoseg.interop.nnunet_plan import plan_from_files
+from autoseg.stages.plan import Request
+
+
+def request(
+    planner: str, network: str, gpu_memory: float | None, time: str | None, pins: Sequence[str]
+) -> Request:
+    """What is asked of the planner. Raises AutosegError for values that cannot be."""
+    if planner not in ("autoseg", "nnunet"):
+        raise AutosegError(f"--planner {planner!r} is unknown; use autoseg or nnunet")
+    if gpu_memory is not None and not gpu_memory > 0:
+        raise AutosegError(f"--gpu-memory {gpu_memory:g} must be positive, in GB")
+    return Request(
+        planner="nnunet" if planner == "nnunet" else "autoseg",
+        network=network,
+        gpu_memory_gb=gpu_memory,
+        minutes=None if time is None else seconds_of(time) / 60,
+        pins=parse_settings(pins),
+    )
+
+
+def patch_size(text: str | None) -> tuple[int, ...] | None:
+    """`128,128,96` as numbers of voxels. Raises AutosegError for anything else."""
+    if text is None:
+        return None
+    size = whole_numbers(text, "--patch")
+    if len(size) not in (2, 3):
+        raise AutosegError(f"--patch {text}: give 2 or 3 numbers, as 128,128,128")
+    return size
+
+
+def batch(number: int | None) -> int | None:
+    """The number of patches in a step. Raises AutosegError below 1."""
+    if number is not None and number < 1:
+        raise AutosegError(f"--batch {number} must be at least 1")
+    return number
+
+
+def nnunet_plan(
+    asked: Request, fingerprint: Path | None, dataset_json: Path | None, dataset: str | None
+) -> dict[str, Any]:
+    """nnU-Net's plan from its own two files, under its keys."""
+    if fingerprint is None or dataset_json is None:
+        raise AutosegError("--fingerprint and --dataset-json belong together; give both files")
+    if asked.planner != "nnunet":
+        raise AutosegError("nnU-Net's fingerprint can only be planned with --planner nnunet")
+    target = asked.pins.get("spacing_mm")
+    if set(asked.pins) - {"spacing_mm"}:
+        raise AutosegError("only spacing_mm can be pinned when planning from nnU-Net's files")
+    return plan_from_files(
+        fingerprint,
+        dataset_json,
+        dataset_name=dataset or dataset_json.absolute().parent.name,
+        network=asked.network,
+        gpu_memory_gb=asked.gpu_memory_gb,
+        target_mm=None if target is None else tuple(float(v) for v in target),
+    )

@@ -1,0 +1,1 @@
+"""The image classifiers that segmentation networks are built on, with the names of their weights."""

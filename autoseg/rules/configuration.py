@@ -1,0 +1,376 @@
+"""One configuration: what is decided for one network on one grid, as a document with its reasons.
+
+Three ways lead to patch, batch and width: bytes on a card, time on cores, and nnU-Net's element
+counts. What follows from them is decided alike.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.plan import Plan
+from autoseg.documents.presets.table import preset_named
+from autoseg.documents.settings import patched
+from autoseg.errors import PlanError
+from autoseg.rules import grid, nnunet
+from autoseg.rules.budget import Budget, batch_size, fit_patch
+from autoseg.rules.card import Card, Case, fit_card
+from autoseg.rules.decision import Decision, Size, Spacing
+from autoseg.rules.draft import Draft, own_network
+from autoseg.rules.network import features
+from autoseg.rules.recipe import (
+    CORE_MACS_PER_S,
+    Fixed,
+    Recipe,
+    StepSeconds,
+    augmentation_for,
+    core_features,
+    cpu_recipe,
+    gpu_recipe,
+    spacing_for_cores,
+)
+from autoseg.rules.sampling import ClassStatistics, Scene, sampling
+from autoseg.rules.topology import Topology
+from autoseg.rules.world import FOLLOWS, Ask, Pins, World, steady_spacing
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration to be decided, and what it is decided from.
+
+    `inputs` are the network's channels. `dataset_vox` are all training voxels where they are not
+    those of as many median cases. `partial` says that patches see too little of a case for a Dice
+    of each sample.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    ask: Ask
+    pins: Pins
+    world: World
+    card: Card | None
+    inputs: int
+    dataset_vox: float | None = None
+    partial: bool = False
+
+    @property
+    def flat(self) -> bool:
+        return self.name == "2d"
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Of the network's axes: two for a 2D one."""
+        return self.world.spacing_mm[1:] if self.flat else self.world.spacing_mm
+
+    @property
+    def median_vox(self) -> tuple[float, ...]:
+        return self.world.median_vox[1:] if self.flat else self.world.median_vox
+
+    @property
+    def cases(self) -> int:
+        return len(self.fingerprint.cases)
+
+    @property
+    def case(self) -> Case:
+        voxels = self.dataset_vox or prod(self.world.median_vox) * self.cases
+        return Case(self.median_vox, voxels)
+
+    @property
+    def on_cores(self) -> bool:
+        return self.ask.planner == "autoseg" and self.card is None
+
+    def pinned(self, key: str) -> Any:
+        return self.pins.of(self.name, key)
+
+    def number(self, key: str) -> int | None:
+        """A pinned whole number. Raises PlanError for anything else."""
+        value = self.pinned(key)
+        if value is None or (type(value) is int and value > 0):
+            return value
+        raise PlanError(f"{key} is pinned to {value!r}; give a whole number from 1 on")
+
+    @property
+    def draft(self) -> Draft:
+        """The network, as far as it is known before its patch is."""
+        changes = self.pins.network(self.name)
+        whole = changes.pop("", None)
+        network = None
+        if whole is not None:
+            if self.name in FOLLOWS:
+                changes["in_channels"] = self.inputs
+            if isinstance(whole, Mapping) and "recompute" in whole:
+                changes.setdefault("recompute", whole["recompute"])
+            network = own_network(whole, self.inputs, self.world.labels.count, changes)
+            if network.dimensions != len(self.spacing_mm):
+                if self.pins.by_name(self.name, "network"):
+                    raise PlanError(
+                        f"{self.name}.network has {network.dimensions} dimensions, but the "
+                        f"configuration {len(self.spacing_mm)}"
+                    )
+                network = None
+        return Draft(
+            self.ask.network,
+            self.inputs,
+            self.world.labels.count,
+            self.spacing_mm,
+            self.number("width"),
+            changes,
+            network,
+        )
+
+
+def gridded(setting: Setting, previous: Plan | None) -> tuple[Setting, dict[str, str]]:
+    """The setting on its own grid: coarser where cores must train it, steady where it was before."""
+    if setting.pinned("spacing_mm") is not None:
+        return setting, {}
+    world, reasons = setting.world, []
+    if setting.on_cores and not setting.flat:
+        world, why = _coarser(world, setting.fingerprint)
+        reasons.append(why)
+    world, why = steady_spacing(setting.name, world, setting.ask, previous)
+    told = " ".join(filter(None, [*reasons, why]))
+    return replace(setting, world=world), {"preparation.spacing_mm": told} if told else {}
+
+
+def _coarser(world: World, fingerprint: Fingerprint) -> tuple[World, str]:
+    """The world on a grid that cores can train, and why it is coarser; empty if it is not."""
+    pieces = [
+        x.median_component_mm3 for x in fingerprint.labels if x.median_component_mm3 is not None
+    ]
+    fine = Decision(world.spacing_mm, "")
+    found = spacing_for_cores(fine, world.median_vox, min(pieces, default=None))
+    if found.value == world.spacing_mm:
+        return world, ""
+    median = grid.median_shape(world.shapes_vox, world.spacings_mm, found.value)
+    return replace(world, spacing_mm=found.value, median_vox=median.value), found.why.strip()
+
+
+def recipe_for(setting: Setting) -> tuple[Recipe, NetworkSpec]:
+    """Patch, batch, width and schedule, and the network that was reckoned with."""
+    draft = setting.draft
+    fixed = Fixed(
+        topology=_pinned_patch(setting, draft),
+        batch_size=setting.number("batch_size"),
+        width=setting.number("width"),
+        steps=setting.number("steps"),
+    )
+    if setting.on_cores:
+        found = cpu_recipe(
+            draft,
+            setting.median_vox,
+            setting.cases,
+            fixed=fixed,
+            minutes=setting.ask.minutes,
+            seconds_of=_step_seconds(setting, draft),
+        )
+    elif setting.ask.planner == "nnunet":
+        found = _nnunet_recipe(setting, draft, fixed)
+    else:
+        found = _card_recipe(setting, draft, fixed)
+    channels = found.features.value
+    return found, draft.network(found.topology.value, channels, recompute=found.recompute)
+
+
+def _card_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
+    """What fits the card by the bytes of a step."""
+    if setting.card is None:
+        raise ValueError("a plan for a card needs a card")
+    fit = fit_card(draft, setting.case, setting.card, patch=fixed.topology, batch=fixed.batch_size)
+    width = features(fit.topology.value.levels, draft.axes, fixed.width)
+    authors = preset_named(setting.ask.network).training
+    recipe = gpu_recipe(
+        fit.topology, fit.batch_size, width, planner="autoseg", fixed=fixed, authors=authors
+    )
+    why = {**recipe.why, "network.recompute": fit.recompute.why}
+    return replace(recipe, why=why, recompute=fit.recompute.value)
+
+
+def _nnunet_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
+    """What fits the card by nnU-Net's counts of convolution elements."""
+    budget, preset = element_budget(setting), nnunet_preset(setting.ask.network)
+    topology = (
+        Decision(fixed.topology, "pinned by you")
+        if fixed.topology
+        else fit_patch(setting.spacing_mm, setting.median_vox, budget)
+    )
+    batch = _nnunet_batch(fixed.batch_size, topology.value, budget, setting, preset)
+    width = features(topology.value.levels, draft.axes, fixed.width)
+    return gpu_recipe(topology, batch, width, planner="nnunet", fixed=fixed)
+
+
+def nnunet_preset(network: str) -> nnunet.Preset:
+    """Raises PlanError for a network that nnU-Net does not know."""
+    preset_named(network)
+    if network not in nnunet.PRESETS:
+        raise PlanError(
+            f"nnU-Net's planner knows no {network}; take one of {', '.join(nnunet.PRESETS)}, or "
+            "--planner autoseg, which plans every network"
+        )
+    return nnunet.PRESETS[network]
+
+
+def element_budget(setting: Setting) -> Budget:
+    """nnU-Net's budget for a configuration."""
+    preset = nnunet_preset(setting.ask.network)
+    memory = setting.ask.device.memory_gb or preset.memory_gb
+    channels, classes = len(setting.fingerprint.channels), setting.world.labels.count
+    return nnunet.element_budget(preset, len(setting.spacing_mm), channels, classes, memory)
+
+
+def _nnunet_batch(
+    pinned: int | None,
+    topology: Topology,
+    budget: Budget,
+    setting: Setting,
+    preset: nnunet.Preset,
+) -> Decision[int]:
+    if pinned is None:
+        return batch_size(topology, budget, setting.case.dataset_vox, preset.largest_share)
+    cost = budget.cost_of(topology, pinned)
+    over = (
+        f"; it exceeds the budget of {budget.limit:.3g} {budget.unit}"
+        if cost > budget.limit
+        else ""
+    )
+    return Decision(pinned, f"pinned by you{over}")
+
+
+def _step_seconds(setting: Setting, draft: Draft) -> StepSeconds:
+    """What a step costs on cores: measured where the device can be asked, else by operations."""
+    device = setting.ask.device
+
+    def of(cost: Callable[[NetworkSpec, Size, int], float]) -> StepSeconds:
+        def seconds(topology: Topology, width: int, batch: int) -> float:
+            channels = core_features(topology.levels, draft.axes, width).value
+            return cost(draft.network(topology, channels), topology.patch_vox, batch)
+
+        return seconds
+
+    if device.seconds_of is not None:
+        return of(device.seconds_of)
+    operations_of = device.operations_of
+    if operations_of is None:
+        raise ValueError("a plan for cores needs operations_of or seconds_of")
+    return of(lambda net, patch, batch: 3 * operations_of(net, patch) * batch / CORE_MACS_PER_S)
+
+
+def _pinned_patch(setting: Setting, draft: Draft) -> Topology | None:
+    """The topology of a pinned patch. Raises PlanError with the nearest patch that works."""
+    name, pinned = setting.name, setting.pinned("patch_vox")
+    if pinned is None:
+        return None
+    if not isinstance(pinned, (list, tuple)) or not all(type(n) is int and n > 0 for n in pinned):
+        raise PlanError(f"patch_vox is pinned to {pinned!r}; give whole numbers, as [32,64,64]")
+    pinned = tuple(pinned)
+    if len(pinned) != draft.axes:
+        if setting.pins.by_name(name, "patch_vox"):
+            raise PlanError(f"{name}.patch_vox needs {draft.axes} numbers, found {list(pinned)}")
+        return None
+    topology = draft.exactly(pinned, f"the patch pinned for {name}")
+    if topology.patch_vox != pinned:
+        raise PlanError(
+            f"patch_vox={list(pinned)} does not suit {name}: the nearest that its levels divide is "
+            f"{list(topology.patch_vox)}"
+        )
+    return topology
+
+
+def document_for(
+    setting: Setting, recipe: Recipe, network: NetworkSpec, channels: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration as a document, and its reasons by key."""
+    world, topology = setting.world, recipe.topology.value
+    batch = recipe.batch_size.value
+    sampled, batch_dice, sampled_why = _sampling(setting, topology.patch_vox, batch)
+    augmentation, augmentation_why = augmentation_for(topology.patch_vox)
+    document: dict[str, Any] = {
+        "preparation": {
+            "axes": world.axes,
+            "spacing_mm": [None if setting.flat else world.spacing_mm[0], *world.spacing_mm[1:]],
+            "channels": channels,
+            "labels": world.labels.dump(),
+        },
+        "patch_vox": topology.patch_vox,
+        "median_shape_vox": [max(1, round(n)) for n in world.median_vox],
+        "network": network.dump(),
+        "sampling": sampled,
+        "augmentation": augmentation,
+        "train": {
+            **recipe.training,
+            "batch_size": batch,
+            "batch_dice": batch_dice.value,
+            "supervision": network.output_weights,
+        },
+        "predict": {},
+    }
+    widths = "network.encoder" if "encoder" in type(network).model_fields else "network"
+    reasons = {
+        "patch_vox": recipe.topology.why,
+        "train.batch_size": recipe.batch_size.why,
+        "train.batch_dice": batch_dice.why,
+        widths: recipe.features.why if setting.draft.whole is None else "pinned by you",
+        "augmentation": augmentation_why,
+        **sampled_why,
+        **recipe.why,
+        **pinned_reasons(setting),
+    }
+    return patched(document, setting.pins.rest(setting.name)), reasons
+
+
+def pinned_reasons(setting: Setting) -> dict[str, str]:
+    """The keys that a person fixed and that no rule gives a reason for."""
+    keys = list(setting.pins.rest(setting.name))
+    for key in setting.pins.network(setting.name):
+        first = key.partition(".")[0]
+        keys.append(f"network.{first}" if first else "network")
+    if setting.draft.whole is None:
+        keys = [key for key in keys if key != "network"]
+    return dict.fromkeys(keys, "pinned by you")
+
+
+def _sampling(
+    setting: Setting, patch_vox: Size, batch: int
+) -> tuple[dict[str, Any], Decision[bool], dict[str, str]]:
+    """Which patches are shown and over what Dice is taken, and why."""
+    world, fingerprint, general = setting.world, setting.fingerprint, setting.partial
+    structures = world.labels.foreground
+    if setting.ask.planner == "nnunet":
+        why = "nnU-Net's value for every dataset."
+        return (
+            {"foreground_share": 1 / 3, "class_weights": [1 / len(structures)] * len(structures)},
+            Decision(general, "nnU-Net takes Dice over the batch in 2D, else per sample."),
+            {"sampling.foreground_share": why, "sampling.class_weights": why},
+        )
+    growth = [prod(own) / prod(world.spacing_mm) for own in world.spacings_mm]
+    shapes = tuple(
+        tuple(
+            max(1, round(n * a / b)) for n, a, b in zip(shape, own, world.spacing_mm, strict=True)
+        )
+        for shape, own in zip(world.shapes_vox, world.spacings_mm, strict=True)
+    )
+    classes = {}
+    for index, structure in enumerate(structures):
+        voxels, pieces = [], []
+        for case, factor in zip(fingerprint.cases, growth, strict=True):
+            voxels.append(round(case.label_voxels[index] * factor))
+            size = case.label_component_vox[index]
+            if size is not None:
+                pieces += [size * factor] * case.label_components[index]
+        classes[structure] = ClassStatistics(tuple(voxels), tuple(pieces))
+    whole = (1, *patch_vox) if setting.flat else patch_vox
+    scene = Scene(whole, world.spacing_mm, shapes, classes, batch, general)
+    chosen = sampling(scene)
+    return (
+        {
+            "foreground_share": chosen.foreground_share.value,
+            "class_weights": [chosen.class_weights.value[s] for s in structures],
+        },
+        chosen.batch_dice,
+        {
+            "sampling.foreground_share": chosen.foreground_share.why,
+            "sampling.class_weights": chosen.class_weights.why,
+        },
+    )
