@@ -142,10 +142,9 @@ def costs(presets: Sequence[str], threads: int, times: int, limit_s: float) -> N
         print(f"{preset}: {time.monotonic() - began:.0f} s so far")
 
 
-INTRODUCTION = """# Networks
-
-Written by `python -m bench.networks --write`; change the runs, not this page.
-`autoseg networks` lists the networks with what they cost at any patch."""
+PAGE = REPOSITORY / "docs" / "networks.md"
+MARK = "<!-- measured:"
+"""Where the part of the page begins that is written from results."""
 
 COSTS = """## What a network costs
 
@@ -175,14 +174,14 @@ those of training. Rows are sorted by name, not by result."""
 
 
 def written() -> str:
-    """The page, from what was kept."""
-    found = [INTRODUCTION, ""]
+    """The page: what a person wrote up to the mark's line, then what was kept of the runs."""
+    ours, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    found = [f"{ours}{mark} what follows is written by `python -m bench.networks --write` -->", ""]
     kept = RESULTS / "networks.json"
     if kept.exists():
         found += [*_cost_table(json.loads(kept.read_text())), ""]
     gains = mechanisms.tables(list(lines(mechanisms.KEPT)))
-    if gains:
-        found += [GAINS, "", *gains]
+    found += [GAINS, "", *(gains or ["No run was made yet."])]
     return "\n".join(found).rstrip() + "\n"
 
 
@@ -252,7 +251,7 @@ def main() -> None:
             say=print,
         )
     if asked.write:
-        (REPOSITORY / "docs" / "networks.md").write_text(written())
+        PAGE.write_text(written(), encoding="utf-8")
 
 
 if __name__ == "__main__":

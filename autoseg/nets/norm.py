@@ -35,8 +35,24 @@ class InstanceNorm(nn.Module):
         if is_fast_channels_last(x) and x[0, 0].numel() > 1:
             out: Tensor = ChannelsLastNorm.apply(x, self.weight, self.bias, self.eps, self.slope)  # type: ignore[no-untyped-call]
             return out
-        y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        return y if self.slope is None else F.leaky_relu_(y, self.slope)
+        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+            y = F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+            return y if self.slope is None else F.leaky_relu(y, self.slope)
+        return self._in_one_row(x)
+
+    def _in_one_row(self, x: Tensor) -> Tensor:
+        """As torch's instance norm does it inside, a batch norm of the samples' channels in a row.
+
+        Torch's own gives a view, on which a rectifier in place costs copies going back: a fifth of
+        the memory of a plain U-Net's step.
+        """
+        size = x.shape
+        row = x.reshape(1, size[0] * size[1], *size[2:])
+        weight, bias = self.weight.repeat(size[0]), self.bias.repeat(size[0])
+        y = F.batch_norm(row, None, None, weight, bias, training=True, eps=self.eps)
+        if self.slope is not None:
+            y = F.leaky_relu_(y, self.slope)
+        return y.view(size)
 
 
 class ChannelsLastNorm(torch.autograd.Function):

@@ -154,7 +154,7 @@ def test_recomputing_and_speaking_take_less():
     again = spec.model_copy(update={"recompute": True})
     patch = (64,) * 3
     assert bytes_of(again, patch) < 0.8 * bytes_of(spec, patch)
-    assert inference_bytes(spec, patch, 2, precision="float32") < 0.6 * bytes_of(again, patch)
+    assert inference_bytes(spec, patch, 2, precision="float32") < 0.7 * bytes_of(again, patch)
 
 
 def test_the_average_and_the_optimisers_state_are_counted():
