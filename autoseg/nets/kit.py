@@ -77,7 +77,7 @@ class Kit:
         """A convolution that keeps the grid, but for `stride`; `kernel` None is the level's own."""
         size = self.each(self.kernel if kernel is None else kernel)
         layer: Any = (nn.Conv2d, nn.Conv3d)[self.ndim - 2]
-        if set(size) == set(self.each(stride)) == {groups} == {1}:
+        if set(size) == {groups} == {1}:
             layer = (Pointwise2d, Pointwise3d)[self.ndim - 2]
         padding = tuple(rate * (k // 2) for k in size)
         made: nn.Module = layer(

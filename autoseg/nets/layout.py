@@ -23,7 +23,13 @@ def is_fast_channels_last(x: Tensor) -> bool:
 
 
 def _pointwise(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """A 1x1 convolution as one matrix product over the channels."""
+    """A 1x1 convolution as one matrix product over the channels of the voxels that it steps on.
+
+    With a step this is also a way around torch 2.13, whose own backward of a strided 1x1 convolution
+    of 8 channels writes beyond its memory when channels lie together.
+    """
+    if max(layer.stride) > 1:
+        x = x[(slice(None), slice(None), *(slice(None, None, s) for s in layer.stride))]
     return F.linear(x.movedim(1, -1), layer.weight.flatten(1), layer.bias).movedim(-1, 1)
 
 

@@ -271,11 +271,26 @@ def _pinned_patch(setting: Setting, draft: Draft) -> Topology | None:
         return None
     topology = draft.exactly(pinned, f"the patch pinned for {name}")
     if topology.patch_vox != pinned:
+        found = [
+            list(near)
+            for near in (_rounded_down(draft, pinned, topology), topology.patch_vox)
+            if near is not None
+        ]
         raise PlanError(
             f"patch_vox={list(pinned)} does not suit {name}: the nearest that its levels divide is "
-            f"{list(topology.patch_vox)}"
+            f"{' or '.join(map(str, found))}"
         )
     return topology
+
+
+def _rounded_down(draft: Draft, patch_vox: Size, above: Topology) -> Size | None:
+    """The next smaller patch that suits its levels, or None where there is none."""
+    axes = zip(patch_vox, above.divisor, strict=True)
+    smaller = tuple(edge // by * by for edge, by in axes)
+    if not all(smaller):
+        return None
+    found = draft.on(smaller)
+    return smaller if found.patch_vox == smaller and found.levels > 1 else None
 
 
 def document_for(

@@ -96,3 +96,24 @@ def test_channels_last_norm_equals_torchs(size, slope):
     for a, b in ((got, want), (fast.grad, exact.grad), (norm.weight.grad, weight.grad),
                  (norm.bias.grad, bias.grad)):  # fmt: skip
         assert (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2), (2, 2, 1)])
+def test_a_pointwise_convolution_is_torchs_in_any_layout(stride):
+    torch.manual_seed(0)
+    ndim = len(stride)
+    form = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    ours = Kit((3,) * ndim).conv(8, 6, 1, stride=stride)
+    exact = (F.conv2d, F.conv3d)[ndim - 2]
+    x = torch.randn(2, 8, *(7, 9, 4)[:ndim])
+    found = []
+    for call, image in (
+        (lambda v: exact(v, ours.weight, ours.bias, stride), x.clone()),
+        (ours, x.contiguous(memory_format=form)),
+    ):
+        image.requires_grad_()
+        y = call(image)
+        gradient = torch.autograd.grad(y.square().sum(), [image, ours.weight, ours.bias])
+        found.append([y, *gradient])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

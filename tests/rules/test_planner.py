@@ -183,7 +183,7 @@ def test_a_whole_sentence_is_pinned(device: Device) -> None:
         assert made.network.recompute is expected
     with pytest.raises(PlanError, match="3 dimensions"):
         make_plan(fingerprint(), Ask(device=device, pins={"2d.network": sentence}))
-    with pytest.raises(PlanError, match=r"nearest that its levels divide is \[32, 63, 63\]"):
+    with pytest.raises(PlanError, match=r"its levels divide is .*\[32, 63, 63\]$"):
         pins = {"3d_fullres.network": sentence, "3d_fullres.patch_vox": [32, 60, 60]}
         make_plan(fingerprint(), Ask(device=device, pins=pins))
 
