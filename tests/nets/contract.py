@@ -33,7 +33,9 @@ def sentence(dimensions: int, said: Part, widths=(4, 6, 8), **words) -> UNetSpec
     )  # fmt: skip
 
 
-def sound(spec: NetworkSpec, size: tuple[int, ...] | None = None, batch: int = 2) -> Network:
+def check_contract(
+    spec: NetworkSpec, size: tuple[int, ...] | None = None, batch: int = 2
+) -> Network:
     """The network of `spec`, after its contract was checked on a random image.
 
     Shapes of all outputs, their static strides and weights, a finite gradient in every parameter,
@@ -63,7 +65,7 @@ def sound(spec: NetworkSpec, size: tuple[int, ...] | None = None, batch: int = 2
     return net
 
 
-def recomputes(spec: NetworkSpec, size: tuple[int, ...]) -> None:
+def check_recompute(spec: NetworkSpec, size: tuple[int, ...]) -> None:
     """With `recompute` outputs and gradients stay what they were."""
     x = torch.randn(2, spec.in_channels, *size)
     found = []

@@ -18,7 +18,7 @@ from autoseg.nets.families.encoders.table import kit_of
 from autoseg.nets.families.fcn import interpolation_kernel
 from autoseg.nets.families.segnet import pool, unpool
 from autoseg.nets.kit import Kit
-from tests.nets.contract import KERNELS, STRIDES, recomputes, sound
+from tests.nets.contract import KERNELS, STRIDES, check_contract, check_recompute
 
 
 def spec_of(name, dimensions=2, features=(8, 16, 32), strides=STRIDES, kernels=KERNELS, channels=2):
@@ -40,7 +40,7 @@ def halving(name, levels=6, dimensions=2, width=4, channels=1):
 @pytest.mark.parametrize("name", PRESETS)
 def test_contract_with_three_uneven_levels(name, dimensions):
     spec = spec_of(name, dimensions)
-    sound(spec)
+    check_contract(spec)
     assert parse_network(spec.dump(), "plan") == spec
 
 
@@ -50,19 +50,21 @@ def test_contract_with_few_and_with_too_many_levels(name, levels, size):
     spec = halving(name, levels)
     assert len(spec.steps) == min(levels, PRESETS[name].most_levels)
     # one voxel a sample is left of the smaller side at the end, or two
-    sound(spec, size)
+    check_contract(spec, size)
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "none"])
 @pytest.mark.parametrize("name", ["segnet", "deeplab", "unet_mobilenet_v3"])
 def test_contract_with_other_norms(name, norm):
-    sound(spec_of(name).model_copy(update={"norm": norm, "dropout": 0.3, "activation": "prelu"}))
+    check_contract(
+        spec_of(name).model_copy(update={"norm": norm, "dropout": 0.3, "activation": "prelu"})
+    )
 
 
 @pytest.mark.parametrize("name", ["fcn8s", "segnet", "deeplab", "unet_efficientnet_b0"])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_recomputing_changes_nothing(name, dimensions):
-    recomputes(spec_of(name, dimensions), (8, 16, 16)[3 - dimensions :])
+    check_recompute(spec_of(name, dimensions), (8, 16, 16)[3 - dimensions :])
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -267,7 +269,7 @@ def test_rates_fit_the_grid_and_are_never_degenerate():
 def test_a_flat_plan_has_flat_dilated_convolutions():
     strides = [(1, 1, 1), (1, 2, 2), (1, 2, 2)]
     spec = spec_of("deeplab", 3, strides=strides, kernels=[(1, 3, 3)] * 3)
-    net = sound(spec, (1, 8, 8))
+    net = check_contract(spec, (1, 8, 8))
     kernels = {m.kernel_size[0] for m in net.modules() if isinstance(m, nn.Conv3d)}
     assert kernels == {1}
 

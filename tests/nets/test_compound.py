@@ -13,7 +13,7 @@ from autoseg.documents.presets.table import network_spec
 from autoseg.errors import PlanError
 from autoseg.nets.build import build
 from autoseg.nets.network import Network
-from tests.nets.contract import part, recomputes, sound
+from tests.nets.contract import check_contract, check_recompute, part
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 1], [1, 2, 2]]
 KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
@@ -44,12 +44,12 @@ def trained(spec: Document, seed: int = 0) -> Network:
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize(("preset", "fields"), [(p, f) for p, fs in FIELDS.items() for f in fs])
 def test_every_field_keeps_the_contract(preset, fields, dimensions):
-    sound(spec_of(preset, dimensions, **fields))
+    check_contract(spec_of(preset, dimensions, **fields))
 
 
 @pytest.mark.parametrize("preset", FIELDS)
 def test_recomputing_changes_nothing(preset):
-    recomputes(spec_of(preset, 3, dropout=0.2, norm="batch"), (4, 8, 8))
+    check_recompute(spec_of(preset, 3, dropout=0.2, norm="batch"), (4, 8, 8))
 
 
 @pytest.mark.parametrize("preset", FIELDS)

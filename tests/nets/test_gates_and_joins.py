@@ -14,7 +14,7 @@ from autoseg.nets.speech import spoken
 from autoseg.nets.units.words import UNITS
 from autoseg.nets.wraps.gates import neighbours
 from autoseg.nets.wraps.words import WRAPS
-from tests.nets.contract import part, recomputes, sentence
+from tests.nets.contract import check_recompute, part, sentence
 
 GATES = ["squeeze_excite", "efficient_channel", "spatial_attention", "dual_attention"]
 FLAT = Kit((3, 3))
@@ -125,7 +125,9 @@ def test_drop_path_drops_samples_and_keeps_the_mean():
 
 
 def test_recomputing_drops_the_same_samples():
-    recomputes(sentence(2, part("pair", {"word": "drop_path", "rate": 0.5}, "residual")), (8, 16))
+    check_recompute(
+        sentence(2, part("pair", {"word": "drop_path", "rate": 0.5}, "residual")), (8, 16)
+    )
 
 
 # joins

@@ -11,7 +11,7 @@ from autoseg.errors import PlanError
 from autoseg.nets.build import build
 from autoseg.nets.families.transfuse import BiFusion
 from autoseg.nets.kit import Kit
-from tests.nets.contract import recomputes, sound
+from tests.nets.contract import check_contract, check_recompute
 
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 2, 2), (1, 2, 2), (2, 2, 2)]
 KERNELS = [(1, 3, 3), *[(3, 3, 3)] * 5]
@@ -44,12 +44,12 @@ def parameters(spec):
 def test_contract(name, dimensions, levels):
     spec = small(name, dimensions, levels)
     assert parse_network(spec.dump(), "a network") == spec
-    sound(spec, ((16, 32, 32) if levels > 3 else (4, 8, 8))[3 - dimensions :])
+    check_contract(spec, ((16, 32, 32) if levels > 3 else (4, 8, 8))[3 - dimensions :])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_recomputing_changes_nothing(name):
-    recomputes(small(name, 3, 3), (4, 8, 8))
+    check_recompute(small(name, 3, 3), (4, 8, 8))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -14,7 +14,7 @@ from autoseg.nets.kit import Kit
 from autoseg.nets.speech import spoken
 from autoseg.nets.units.hybrid_mamba import HybridHalves
 from autoseg.nets.units.mamba import CrossScan, Mamba, Scanned, States, Way, gated, mamba_cross
-from tests.nets.contract import part, recomputes, sound
+from tests.nets.contract import check_contract, check_recompute, part
 
 BOTH = (Way(), Way(reverse=True))
 UNITS = ["mamba", "mamba_both", "mamba_cross", "hc_mamba", "seg_mamba"]
@@ -300,15 +300,15 @@ def test_where_umamba_has_its_layers():
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_keep_the_contract(name, dimensions):
-    sound(small(name, dimensions), (4, 8, 16)[3 - dimensions :], batch=1)
+    check_contract(small(name, dimensions), (4, 8, 16)[3 - dimensions :], batch=1)
 
 
 @pytest.mark.parametrize("name", ["umamba_enc", "hc_mamba"])
 def test_recomputing_changes_nothing(name):
-    recomputes(small(name, 2), (8, 16))
+    check_recompute(small(name, 2), (8, 16))
 
 
 def test_a_preset_adapts_to_two_levels():
     spec = small("umamba_bot", 2, features=(4, 5), strides=[(1, 1), (2, 2)], kernels=[(3, 3)] * 2)
     assert [level.depth for level in spec.levels] == [2, 1]
-    sound(spec, (6, 6))
+    check_contract(spec, (6, 6))

@@ -9,7 +9,7 @@ import pytest
 from autoseg.documents.networks.sentence import DecoderLevel, Level, Part, Skip, UNetSpec
 from autoseg.nets.build import build
 from autoseg.nets.network import Network
-from tests.nets.contract import part, sentence, sound, worded
+from tests.nets.contract import check_contract, part, sentence, worded
 
 PLAIN = part("plain")
 MECHANISMS = {
@@ -65,7 +65,7 @@ def shapes(net: Network) -> dict[str, dict[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_every_mechanism_at_every_position(mechanism, position, dimensions):
     plain = shapes(build(sentence(dimensions, PLAIN)))
-    found = shapes(sound(at(position, MECHANISMS[mechanism], dimensions)))
+    found = shapes(check_contract(at(position, MECHANISMS[mechanism], dimensions)))
     assert [p for p in found if found[p] != plain[p]] == [position]
 
 
@@ -76,7 +76,7 @@ def test_the_plain_part_at_any_position_is_the_plain_sentence():
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_attention_at_the_skip_as_a_join(dimensions):
-    gated = shapes(sound(sentence(dimensions, PLAIN, skip="attention_gate")))
+    gated = shapes(check_contract(sentence(dimensions, PLAIN, skip="attention_gate")))
     plain = shapes(build(sentence(dimensions, PLAIN)))
     assert [p for p in gated if gated[p] != plain[p]] == ["skip"] and plain["skip"] == {}
 
@@ -93,4 +93,4 @@ def test_all_mechanisms_in_one_sentence():
             after=(said["integrated"],),
         ),
     }
-    sound(UNetSpec.model_validate(spec))
+    check_contract(UNetSpec.model_validate(spec))

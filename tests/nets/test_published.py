@@ -19,7 +19,7 @@ from autoseg.nets.kit import Kit
 from autoseg.nets.resize import mednext as steps
 from autoseg.nets.units.mednext import mednext
 from autoseg.nets.units.preactivated import norm_act, preact
-from tests.nets.contract import recomputes, sound
+from tests.nets.contract import check_contract, check_recompute
 
 BATCH_NORM_EPS = 1e-5
 
@@ -47,21 +47,21 @@ def uneven(preset, dimensions, levels=3):
 def test_every_preset_keeps_the_contract_on_an_uneven_grid(preset, dimensions):
     spec = uneven(preset, dimensions)
     assert type(spec).parse(spec.dump(), "the network") == spec
-    sound(spec)
+    check_contract(spec)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_works_with_two_levels_and_with_its_most(preset):
-    sound(uneven(preset, 2, levels=2))
+    check_contract(uneven(preset, 2, levels=2))
     most = PRESETS[preset].most_levels or 6
     spec = spec_of(preset, 2, most, width=2)
     assert len(spec.strides) == most
-    sound(spec, (64, 64), batch=1)
+    check_contract(spec, (64, 64), batch=1)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_recomputed(preset):
-    recomputes(uneven(preset, 2), (16, 16))
+    check_recompute(uneven(preset, 2), (16, 16))
 
 
 # millions of parameters as published, kernel 3 (Roy et al. 2023, table 1)

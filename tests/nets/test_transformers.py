@@ -13,7 +13,7 @@ from autoseg.documents.presets.transformers import PRESETS
 from autoseg.errors import PlanError
 from autoseg.nets.build import build
 from autoseg.nets.cost import parameters
-from tests.nets.contract import recomputes, sound
+from tests.nets.contract import check_contract, check_recompute
 
 FULL = (32, 64, 128, 256, 320, 320)
 SMALL = (4, 8, 16, 32, 32, 32)
@@ -46,13 +46,13 @@ def shortened(spec):
 @pytest.mark.parametrize("name", ["swin_unetr", "swin_unetr_v2", "unetr", "primus_s", "swin_unet"])
 def test_sound_on_uneven_grids(name, dimensions, levels):
     spec = shortened(uneven(name, dimensions, levels))
-    sound(spec, (8, 24, 16)[3 - dimensions :])
+    check_contract(spec, (8, 24, 16)[3 - dimensions :])
     assert spec.widths[0] < 16 and len(spec.strides) == levels
 
 
 @pytest.mark.parametrize("name", ["swin_unetr_v2", "unetr", "primus_s"])
 def test_recomputing_changes_nothing(name):
-    recomputes(shortened(uneven(name, 3, 3)), (4, 16, 16))
+    check_recompute(shortened(uneven(name, 3, 3)), (4, 16, 16))
 
 
 # parameters for one channel: Swin UNETR with 14 classes, arXiv:2201.01266 and MONAI; UNETR,

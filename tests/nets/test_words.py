@@ -19,7 +19,7 @@ from autoseg.nets.speech import spoken
 from autoseg.nets.units import branches, chains, light
 from autoseg.nets.units.branches import Fitting2d, shares
 from autoseg.nets.units.words import UNITS
-from tests.nets.contract import part, sound
+from tests.nets.contract import check_contract, part
 
 WORDS = [
     name
@@ -348,7 +348,7 @@ def test_every_preset_is_a_sound_sentence(name, dimensions):
     spec = PRESETS[name].make(name, shape_of(dimensions))
     assert parse_network(spec.model_dump(mode="json"), "a test") == spec
     assert spec.preset == name and spec.widths == (4, 6, 8)
-    sound(spec)
+    check_contract(spec)
 
 
 @pytest.mark.parametrize("name", PRESETS)
