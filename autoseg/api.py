@@ -212,7 +212,7 @@ def train(
     """Train folds and validate each on its held-out cases; goes on where it was stopped.
 
     dataset: number or name
-    configuration: 2d or 3d_fullres
+    configuration: 2d, 3d_fullres or 3d_lowres
     fold: 0 1 2 3 4, or all for one network on all cases
     plan: name of the plan
     run: name of the run; changed settings deserve one of their own
@@ -269,7 +269,7 @@ def validate(
     """Segment and score the held-out cases of trained folds; what is done is kept.
 
     dataset: number or name
-    configuration: 2d or 3d_fullres
+    configuration: 2d, 3d_fullres or 3d_lowres
     fold: 0 1 2 3 4, or all
     plan: name of the plan
     run: name of the run

@@ -177,12 +177,35 @@ def written() -> str:
     """The page: what a person wrote up to the mark's line, then what was kept of the runs."""
     ours, mark, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     found = [f"{ours}{mark} what follows is written by `python -m bench.networks --write` -->", ""]
+    counted = RESULTS / "memory.json"
+    if counted.exists():
+        found += [*_accuracy(json.loads(counted.read_text())), ""]
     kept = RESULTS / "networks.json"
     if kept.exists():
         found += [*_cost_table(json.loads(kept.read_text())), ""]
     gains = mechanisms.tables(list(lines(mechanisms.KEPT)))
     found += [GAINS, "", *(gains or ["No run was made yet."])]
     return "\n".join(found).rstrip() + "\n"
+
+
+def _accuracy(part: Mapping[str, Any]) -> list[str]:
+    """How far computed memory was from that of real steps, over all networks."""
+    rows, m = part["rows"], part["machine"]
+    worst = max(rows, key=lambda row: abs(row["error"]))
+    names = {row["network"] for row in rows}
+    return [
+        "## How well memory is computed",
+        "",
+        f"{len(rows)} steps of {len(names)} networks, in 2D and 3D at two sizes each, float32 on "
+        "processor cores, each in a fresh process: what was computed against the tensors that the "
+        "step really allocated. Median error "
+        f"{statistics.median(abs(row['error']) for row in rows):.2%}, worst {worst['error']:+.2%} "
+        f"({worst['network']}). Scratch that a library takes for itself is not counted. No card has "
+        "been measured yet.",
+        "",
+        f"{m['date']}, {m['cores']} cores of {m['processor']}, Python {m['python']}. "
+        f"`{part['command']}`",
+    ]
 
 
 def _cost_table(part: Mapping[str, Any]) -> list[str]:
