@@ -39,7 +39,7 @@ def test_costs_on_the_grid_of_a_plan_are_those_of_its_network(shell, tiny: Path)
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("--patch 32,32 --network plian", "did you mean 'plain'?"),
+        ("--patch 32,32 --network plainn", "did you mean 'plain'?"),
         ("--patch 32", "give 2 or 3 numbers"),
         ("--patch 32,big", "give whole numbers"),
         ("--patch 32,32 --batch 0", "must be at least 1"),
