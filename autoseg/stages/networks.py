@@ -1,7 +1,7 @@
 """Presets × grid → what each network costs: parameters, operations, memory, seconds a step."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from autoseg.costs import StepBytes, operations, parameter_count, prediction_bytes, timed_step
@@ -10,11 +10,9 @@ from autoseg.documents.presets.table import PRESETS, network_spec, preset_named
 from autoseg.errors import AutosegError, PlanError
 from autoseg.pool import over_units
 from autoseg.rules.decision import Size, Spacing, sizes
-from autoseg.rules.memory import target_for
+from autoseg.rules.memory import GB, target_for
 from autoseg.rules.network import features
 from autoseg.rules.topology import topology_for
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,8 @@ class Networks:
             seconds = [""] if n.seconds is None else [f"{n.seconds:.3g}"]
             rows.append(
                 [n.name, f"{n.parameters / 1e6:.2f} M", f"{n.multiply_adds / 1e9:.4g}",
-                 f"{n.training_bytes / GIB:.2f}", f"{n.card_gb:.1f}",
-                 f"{n.prediction_bytes / GIB:.2f}", *(seconds if timed else []),
+                 f"{n.training_bytes / GB:.2f}", f"{n.card_gb:.1f}",
+                 f"{n.prediction_bytes / GB:.2f}", *(seconds if timed else []),
                  "" if n.patch_vox == grid.patch_vox else sizes(n.patch_vox), n.about]
             )  # fmt: skip
         widths = [max(len(row[i]) for row in rows) for i in range(len(head) + timed + 1)]
@@ -140,8 +138,6 @@ def cost_of(grid: Grid, name: str) -> NetworkCost:
 
 def timed(grid: Grid, cost: NetworkCost) -> NetworkCost:
     """The cost with the seconds of a step, measured on this machine's cores."""
-    from dataclasses import replace
-
     if cost.fault:
         return cost
     spec, patch = network_on(grid, cost.name)

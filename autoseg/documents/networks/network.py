@@ -1,6 +1,7 @@
 """What the document of every network says, whatever its family."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
@@ -65,7 +66,7 @@ def halved_weights(outputs: int) -> tuple[float, ...]:
     return tuple(w / sum(raw) for w in raw)
 
 
-def accumulated(strides: tuple[Spatial, ...]) -> tuple[Spatial, ...]:
+def accumulated(strides: Sequence[Spatial]) -> tuple[Spatial, ...]:
     """The step of each level from the image."""
     return tuple(
         tuple(prod(steps) for steps in zip(*strides[: level + 1], strict=True))

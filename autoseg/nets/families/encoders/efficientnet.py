@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from autoseg.documents.networks.classic import at_scale
+from autoseg.documents.networks.network import accumulated
 from autoseg.nets.families.encoders.encoder import (
     REDUCTIONS,
     Steps,
-    accumulated,
     reductions,
     sized,
 )

@@ -7,7 +7,6 @@ leave the grid alone, so that an encoder fits small images as well.
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,13 +53,6 @@ def reductions(steps: Steps, count: int = REDUCTIONS) -> tuple[Grid, ...]:
         raise ValueError(f"an encoder of {count} reductions has no {len(steps)} levels")
     found = [tuple(step) for step in steps[1:]]
     return tuple(found + [(1,) * len(steps[0])] * (count - len(found)))
-
-
-def accumulated(steps: Sequence[Grid]) -> tuple[Grid, ...]:
-    """The step after each reduction, from the image."""
-    return tuple(
-        tuple(prod(axis) for axis in zip(*steps[: i + 1], strict=True)) for i in range(len(steps))
-    )
 
 
 def sized(kit: Kit, kernels: Steps, level: int, published: int) -> Grid:

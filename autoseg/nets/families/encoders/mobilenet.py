@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from autoseg.documents.networks.classic import at_scale
+from autoseg.documents.networks.network import accumulated
 from autoseg.nets.families.encoders.encoder import (
     REDUCTIONS,
     Encoder,
     Grid,
     Steps,
-    accumulated,
     norm,
     reductions,
     sized,

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from autoseg.documents.networks.network import accumulated
 from autoseg.nets.families.encoders.encoder import (
     REDUCTIONS,
     Encoder,
     Grid,
     Steps,
-    accumulated,
     norm_act,
     reductions,
     sized,
