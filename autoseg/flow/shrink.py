@@ -11,7 +11,7 @@ from typing import Any
 from autoseg.documents.dataset import Dataset
 from autoseg.documents.plan import Configuration, read_plan
 from autoseg.errors import OutOfMemory, PlanError
-from autoseg.files import read_json
+from autoseg.files import read_json, sha256_json
 from autoseg.flow import make
 from autoseg.flow.make import Job
 from autoseg.pool import give_freed_memory_back
@@ -45,7 +45,7 @@ def fold(
                 began=began, redo=redo,
             )  # fmt: skip
         except OutOfMemory as error:
-            job = _smaller(job, error, auto=auto)
+            job = smaller_job(job, error, auto=auto)
             redo = False
         # the frames of the failure held the network and all that it had computed
         gc.collect()
@@ -55,7 +55,7 @@ def fold(
     )
 
 
-def _smaller(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
+def smaller_job(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
     """The job with the next smaller plan, made. Raises OutOfMemory if it is not to be made."""
     path = job.places.plan(job.plan)
     found = next_smaller(read_plan(path).configuration(job.configuration))
@@ -65,7 +65,14 @@ def _smaller(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
         ) from error
     name = _next_name(job.plan)
     pins = {f"{job.configuration}.{key}": value for key, value in found.value.items()}
-    kept = read_json(job.places.plan_stamp(job.plan))
+    stamp = job.places.plan_stamp(job.plan)
+    kept = read_json(stamp) if stamp.exists() else None
+    if kept is None or kept["made"] != sha256_json(read_json(path)):
+        changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in pins.items())
+        raise OutOfMemory(
+            f"{error}; {found.why} Plan {job.plan!r} was written by hand: make a copy of it under "
+            f"another name with {changes}"
+        ) from error
     asked = Request(**kept["stamp"]["options"])
     if not auto:
         raise OutOfMemory(

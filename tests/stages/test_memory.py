@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from autoseg.errors import OutOfMemory
+from autoseg.flow.make import Job
+from autoseg.flow.shrink import smaller_job
+from autoseg.workspace import open_workspace
+
 REPOSITORY = Path(__file__).parents[2]
 LIMITED = """
 import logging, resource, sys
@@ -73,3 +78,13 @@ def test_out_of_memory_is_told_with_a_smaller_plan_and_taken_when_asked(shell, t
     ]
     assert [n["network"]["recompute"] for n in networks] == [False, True]
     assert networks[0]["patch_vox"] == networks[1]["patch_vox"] == [64, 64, 64]
+
+
+def test_a_plan_written_by_hand_is_told_what_to_change(shell, tiny: Path) -> None:
+    path = tiny / "preprocessed" / "Dataset001_Phantom" / "plans" / "default" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["configurations"]["3d_fullres"]["train"]["batch_size"] = 3
+    path.write_text(json.dumps(plan))
+    job = Job(open_workspace(tiny).dataset("1"), configuration="3d_fullres")
+    with pytest.raises(OutOfMemory, match=r"written by hand.*3d_fullres\.train\.batch_size=2"):
+        smaller_job(job, OutOfMemory("no room"), auto=True)
