@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from autoseg import api
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.networks.sentence import UNetSpec
-from autoseg.documents.plan import Configuration
+from autoseg.documents.plan import Configuration, Training
 from autoseg.documents.presets.table import network_spec, preset_named
 from autoseg.documents.run import append_line, lines
 from autoseg.errors import AutosegError, Busy, Interrupted, Stale
+from autoseg.learn.trial import trial_step
+from autoseg.learn.variants import Variant
 from autoseg.nets.build import build
 from autoseg.nets.cost import parameters
 from bench.run import DATA, REPOSITORY, RESULTS, TARGETS, machine
@@ -101,24 +103,46 @@ def twin_widths(
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long a run is: so many steps, or so many minutes with start-up and validation in them."""
-
-    amount: float
-    unit: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.amount:g} {self.unit}"
-
-
-@dataclass(frozen=True)
 class Contender:
     """A network of the comparison."""
 
     name: str
     spec: NetworkSpec
     parameters: int
+
+
+def budgets(steps: int) -> tuple[str, str]:
+    """What is equal for a preset and its twin: the steps, or the time that the preset needs for them."""
+    return f"{steps} steps", f"the time of {steps} steps"
+
+
+def time_ratio(
+    pair: tuple[Contender, Contender], configuration: Configuration, threads: int, times: int = 7
+) -> float:
+    """How many steps of the twin take as long as one of the preset: the median of steps in turn.
+
+    A clock over whole runs would measure who else uses the machine.
+    """
+    variant = Variant("float32", "channels_last", threads)
+
+    def step_of(spec: NetworkSpec) -> Callable[[], object]:
+        train = {**configuration.train.dump(), "supervision": spec.output_weights}
+        shape = (spec.in_channels, *configuration.patch_vox)
+        return trial_step(
+            build(spec), Training.parse(train, spec.preset), shape, spec.classes, variant
+        )
+
+    mine, twin = step_of(pair[0].spec), step_of(pair[1].spec)
+    with variant.pinned():
+        mine(), twin()
+        return statistics.median(seconds(mine) / seconds(twin) for _ in range(times))
+
+
+def seconds(step: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def parameters_of(spec: NetworkSpec) -> int:
@@ -164,11 +188,11 @@ def prepared(dataset: str, width: int) -> Configuration:
 
 
 def trained(
-    dataset: str, who: Contender, budget: Budget, seed: int, width: int, threads: int
+    dataset: str, who: Contender, steps: int, seed: int, width: int, threads: int
 ) -> dict[str, Any]:
     """One run as a line of the results: trained from its seed, or gone on with, and validated."""
     began = time.perf_counter()
-    run = f"{who.name}-{budget.name.replace(' ', '')}-seed{seed}"
+    run = f"{who.name}-{steps}steps-seed{seed}"
     changes = {
         "network": who.spec.dump(),
         "train.supervision": who.spec.output_weights,
@@ -177,15 +201,13 @@ def trained(
     }
     line: dict[str, Any] = {
         "set": dataset, "network": who.name, "parameters": who.parameters, "width": width,
-        "budget": budget.name, "seed": seed,
+        "seed": seed,
     }  # fmt: skip
     try:
         report = api.train(
             dataset, CONFIGURATION, ("0",), plan=f"mechanisms-{width}", run=run, root=ROOT,
             set=tuple(f"{key}={json.dumps(value)}" for key, value in changes.items()),
-            steps=int(budget.amount) if budget.unit == "steps" else None,
-            time=f"{budget.amount * 60:.0f}s" if budget.unit == "min" else None,
-            device="cpu",
+            steps=steps, device="cpu",
         )[0]  # fmt: skip
     except (Interrupted, Busy, Stale):
         raise
@@ -206,41 +228,56 @@ def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def compare(
-    *, presets: Sequence[str], sets: Sequence[str], budgets: Sequence[Budget], seeds: int,
-    width: int, threads: int, limit_s: float, say: Callable[[str], None],
+    *, presets: Sequence[str], sets: Sequence[str], steps: int, seeds: int, width: int,
+    threads: int, limit_s: float, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Do the runs that are not in KEPT yet, one at a time, until all are done or the time is up.
 
     Seeds come outermost, a preset and its twin next to each other: a table that was stopped half
-    way holds whole pairs. A run that was killed goes on from its last saved state.
+    way holds whole pairs. A run that was killed goes on from its last saved state. For equal time
+    the twin alone runs again, with more or fewer steps.
     """
     began = time.monotonic()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    done = {key(line) for line in lines(KEPT)}
-    pairs = {}
+    done = {key(line): line for line in lines(KEPT)}
+    pairs, plans = {}, {}
     for dataset in sets:
         if not (DATA / dataset).is_dir():
             say(f"{dataset}: not in {DATA}, left out")
             continue
-        plain = prepared(dataset, width).network
+        plans[dataset] = prepared(dataset, width)
+        plain = plans[dataset].network
         assert isinstance(plain, UNetSpec)
         pairs.update({(dataset, preset): contenders(preset, plain) for preset in presets})
-    for seed, budget, ((dataset, _), pair) in product(range(seeds), budgets, pairs.items()):
-        for who in pair:
-            wanted = {"set": dataset, "network": who.name, "budget": budget.name,
-                      "seed": seed, "width": width}  # fmt: skip
-            if key(wanted) in done:
-                continue
+
+    def run(dataset: str, who: Contender, count: int, seed: int, **told: Any) -> dict[str, Any]:
+        """The kept line of a run, made now if there is none."""
+        wanted = {"set": dataset, "network": who.name, "seed": seed, "width": width, **told}
+        if key(wanted) not in done:
             if time.monotonic() - began > limit_s:
-                say("the time is up; the same command goes on")
-                return
-            line = trained(dataset, who, budget, seed, width, threads)
-            if who is pair[0]:
-                line["twin"] = pair[1].name
+                raise TimeoutError
+            line = {**trained(dataset, who, count, seed, width, threads), **told}
             append_line(KEPT, line)
-            done.add(key(wanted))
-            say(f"{dataset} {who.name} {budget.name} seed {seed}: {_said(line)}; "
+            done[key(wanted)] = line
+            say(f"{dataset} {who.name} {told['budget']} seed {seed}: {_said(line)}; "
                 f"{time.monotonic() - began:.0f} s so far")  # fmt: skip
+        return done[key(wanted)]
+
+    equal_steps, equal_time = budgets(steps)
+    try:
+        for seed, ((dataset, preset), (own, twin)) in product(range(seeds), pairs.items()):
+            mine = run(dataset, own, steps, seed, budget=equal_steps, twin=twin.name)
+            run(dataset, twin, steps, seed, budget=equal_steps)
+            rival = replace(twin, name=f"{twin.name} beside {preset}")
+            first = done.get(key({**mine, "seed": 0, "budget": equal_time}), {})
+            ratio = first.get("ratio") or time_ratio((own, twin), plans[dataset], threads)
+            again = {**mine, "budget": equal_time, "twin": rival.name, "ratio": round(ratio, 3)}
+            if key(again) not in done:
+                append_line(KEPT, again)
+                done[key(again)] = again
+            run(dataset, rival, round(steps * ratio), seed, budget=equal_time)
+    except TimeoutError:
+        say("the time is up; the same command goes on")
 
 
 def _said(line: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What every network costs, and what its mechanism adds; writes docs/networks.md.
 
     python -m bench.networks cost                      # every preset; resumable preset by preset
-    python -m bench.networks mechanisms --minutes 5 --steps 500 --seeds 3 --limit 8h
+    python -m bench.networks mechanisms --steps 500 --seeds 3 --limit 8h
     python -m bench.networks --write                   # docs/networks.md from bench/results
 
 Run from the top of the repository, on a machine that does nothing else. Seconds of a step are
@@ -28,7 +28,7 @@ from autoseg.nets.build import build
 from autoseg.nets.cost import multiply_adds
 from autoseg.rules.recipe import CORE_TRAINING
 from bench import mechanisms, memory
-from bench.mechanisms import Budget, parameters_of
+from bench.mechanisms import parameters_of, seconds
 from bench.memory import predicted, recipe
 from bench.run import REPOSITORY, RESULTS, keep
 
@@ -84,7 +84,7 @@ def alternating_seconds(
     with variant.pinned():
         plain(), step()
         for _ in range(times):
-            taken.append((_seconds(step), _seconds(plain)))
+            taken.append((seconds(step), seconds(plain)))
     return (
         statistics.median(mine for mine, _ in taken),
         statistics.median(mine / other for mine, other in taken),
@@ -96,24 +96,18 @@ def _step(spec: NetworkSpec, size: Size, variant: Variant) -> Callable[[], objec
     return trial_step(build(spec), train, (CHANNELS, *size.patch_vox), CLASSES, variant)
 
 
-def _seconds(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def cost_of(preset: str, variant: Variant, times: int) -> dict[str, Any]:
     """One row of the table of costs."""
     row: dict[str, Any] = {"network": preset}
     for name, size in LAPTOP.items():
         spec = size.spec(preset)
-        seconds, ratio = alternating_seconds(spec, size, variant, times)
+        step_s, ratio = alternating_seconds(spec, size, variant, times)
         row[name] = {
             "parameters": parameters_of(spec),
             "multiply_adds": multiply_adds(spec, size.patch_vox),
             "predicted": predicted(spec, size.patch_vox, recipe(spec, BATCH), "float32", "cpu"),
             "measured": measured_bytes(spec, size),
-            "seconds": round(seconds, 4),
+            "seconds": round(step_s, 4),
             "ratio": round(ratio, 2),
         }
     spec = PUBLISHED.spec(preset)
@@ -169,8 +163,10 @@ it has as nearly as many parameters as can be, from the same seeds and on the sa
 the mean over the held-out cases and the seeds, given as *network (twin)*. The difference is paired
 by case, seeds averaged; its interval of 95 % is that of a bootstrap over cases. `better` and `worse`
 need an interval without zero and the same sign for every seed, three at least; among so many
-comparisons one in twenty may still be chance. Minutes contain start-up and validation; seconds are
-those of training. Rows are sorted by name, not by result."""
+comparisons one in twenty may still be chance. *Steps* gives both networks as many; *the time of*
+those steps gives the twin as many steps as fit into the time that the network's take, from steps of
+both timed in turn, since a clock over whole runs would measure who else uses the machine. Seconds
+are those of whole trainings, batches included, on a machine that did other work. Rows are sorted by name, not by result."""
 
 
 def written() -> str:
@@ -251,8 +247,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", help="networks (default: all, or about ten)")
     parser.add_argument("--times", type=int, default=5, help="steps timed of each network")
     parser.add_argument("--sets", nargs="+", default=list(mechanisms.SETS), help="datasets")
-    parser.add_argument("--steps", type=float, nargs="*", default=[500], help="equal steps")
-    parser.add_argument("--minutes", type=float, nargs="*", default=[5], help="equal minutes")
+    parser.add_argument("--steps", type=int, default=500, help="steps of every network")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each network")
     parser.add_argument("--width", type=int, default=8, help="channels of the finest level")
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -262,11 +257,10 @@ def main() -> None:
     if "cost" in asked.parts:
         costs(asked.presets or list(PRESETS), asked.threads, asked.times, seconds_of(asked.limit))
     if "mechanisms" in asked.parts:
-        budgets = [Budget(n, "steps") for n in asked.steps]
         mechanisms.compare(
             presets=asked.presets or mechanisms.PRESETS,
             sets=asked.sets,
-            budgets=[*budgets, *(Budget(n, "min") for n in asked.minutes)],
+            steps=asked.steps,
             seeds=asked.seeds,
             width=asked.width,
             threads=asked.threads,
