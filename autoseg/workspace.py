@@ -64,6 +64,10 @@ class Fold:
     def validation(self) -> Path:
         return self.folder / "validation"
 
+    def probabilities(self, case: str) -> Path:
+        """What an ensemble averages, of a held-out case."""
+        return self.validation / "probabilities" / f"{case}.npy"
+
 
 @dataclass(frozen=True)
 class DatasetPlaces:
@@ -107,6 +111,14 @@ class DatasetPlaces:
     def fold(self, plan: str, configuration: str, run: str, fold: str) -> Fold:
         return Fold(self.results / plan / configuration / run / f"fold_{fold}")
 
+    def previous(self, plan: str, configuration: str, run: str) -> Path:
+        """One file a case: what a cascade refines, on the grid of its prepared cases."""
+        return self.results / plan / configuration / run / "previous"
+
+    def final(self, plan: str, run: str) -> Path:
+        """What was chosen from the folds: ensemble, postprocessing, report."""
+        return self.results / plan / ("final" if run == "default" else f"final_{run}")
+
     def plan_names(self) -> list[str]:
         if not self.plans.is_dir():
             return []
@@ -115,11 +127,13 @@ class DatasetPlaces:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of raw data (several may be searched), prepared data and results."""
+    """The folders of raw data (several may be searched), prepared data, results, and models."""
 
     raw: tuple[Path, ...]
     preprocessed: Path
     results: Path
+    models: Path
+    """One folder for each model that was installed from a package."""
 
     def datasets(self) -> list[str]:
         """Names of all datasets, raw or already worked on, in the order of their numbers."""
@@ -177,4 +191,5 @@ def open_workspace(root: Path | None = None) -> Workspace:
         if free
         else base / "preprocessed",
         results=theirs.get("nnUNet_results", base / "results") if free else base / "results",
+        models=base / "models",
     )

@@ -2,6 +2,7 @@
 
     python bench/run.py start preprocess        # parts; each is resumable
     python bench/run.py train                   # four data sets within the minutes given
+    python bench/run.py folds                   # everything on 004 within an hour; resumable
     python bench/run.py --write                 # docs/benchmarks.md from bench/results/*.json
 
 Both programs run on the same data, on the same machine, in one run, alternating. What is compared
@@ -169,6 +170,41 @@ def train(_: int) -> None:
         )
 
 
+def folds(_: int) -> None:
+    """Everything on 004 within an hour: five folds, choice, postprocessing, package; resumable."""
+    root = Path(os.environ.get("AUTOSEG_BENCH_ROOT", REPOSITORY / ".bench")) / "folds"
+    name, number, minutes = "Dataset004_Hippocampus", "4", 60
+    command = [*OURS, "run", number, "--time", f"{minutes}min", "--root", str(root)]
+    timed(command, {"nnUNet_raw": str(DATA)})
+    plan = root / "results" / name / "default"
+    report = json.loads((plan / "final" / "report.json").read_text())
+    post = json.loads((plan / "final" / "postprocessing.json").read_text())
+    ledger = [json.loads(line) for line in (plan / "final/run.jsonl").read_text().splitlines()]
+    (configuration,) = json.loads((plan / "final" / "choice.json").read_text())["chosen"]
+    chosen = json.loads((root / "preprocessed" / name / "plans/default/plan.json").read_text())
+    chosen = chosen["configurations"][configuration]
+    each = []
+    for fold in sorted((plan / configuration / "default").glob("fold_*")):
+        journal = [json.loads(line) for line in (fold / "journal.jsonl").read_text().splitlines()]
+        own = json.loads((fold / "validation" / "report.json").read_text())
+        each.append({
+            "steps": [e for e in journal if e["event"] == "saved"][-1]["step"],
+            "dice": round(own["summary"]["mean_dice"], 4),
+        })  # fmt: skip
+    labels = report["summary"]["labels"]
+    keep("folds", [{
+        "what": name, "minutes": minutes, "configuration": configuration,
+        "spent_s": round(sum(e["seconds"] for e in ledger if e["event"] == "spent")),
+        "patch": chosen["patch_vox"], "batch": chosen["train"]["batch_size"],
+        "widths": [level["width"] for level in chosen["network"]["encoder"]],
+        "folds": each, "before": post["before"],
+        "postprocessing": [step["kind"] for step in post["steps"]],
+        "dice": round(report["summary"]["mean_dice"], 4),
+        "labels": {k: round(v["metrics"]["dice"]["mean"], 4) for k, v in labels.items()},
+        "cases": len(report["cases"]), "target": (0.865, 0.88),
+    }], f"autoseg run {number} --time {minutes}min")  # fmt: skip
+
+
 def write() -> None:
     """docs/benchmarks.md from what was kept."""
     parts = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
@@ -192,6 +228,10 @@ def write() -> None:
         lines.append("")
     if "train" in parts:
         lines += _train_table(parts["train"])
+    if "folds" in parts:
+        lines += _folds_table(parts["folds"])
+    if "predict" in parts:
+        lines += _memory_table(parts["predict"])
     (REPOSITORY / "docs" / "benchmarks.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
@@ -221,7 +261,46 @@ def _train_table(part: Mapping[str, Any]) -> list[str]:
     return [*lines, "", *notes, ""]
 
 
-PARTS = {"start": start, "preprocess": preprocess, "train": train}
+def _folds_table(part: Mapping[str, Any]) -> list[str]:
+    lines = ["## Five folds, choice and package within an hour", "", _origin(part), "",
+             "Every case segmented by the fold that held it out (five shuffled folds, nnU-Net's "
+             "split).", "",
+             "| data set | spent | steps a fold | patch, batch, widths | Dice of the folds | "
+             "cross-validated Dice | wanted (aim) |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in part["rows"]:
+        labels = ", ".join(f"{k} {v:.3f}" for k, v in r["labels"].items())
+        kept = ", ".join(r["postprocessing"]) or "no postprocessing kept"
+        lines.append(
+            f"| {r['what']} ({r['cases']} cases) | {r['spent_s'] / 60:.1f} of {r['minutes']} min | "
+            f"{', '.join(str(f['steps']) for f in r['folds'])} | "
+            f"{'×'.join(map(str, r['patch']))}, {r['batch']}, {'-'.join(map(str, r['widths']))} | "
+            f"{', '.join(format(f['dice'], '.4f') for f in r['folds'])} | "
+            f"**{r['dice']:.4f}** ({labels}; {kept}, {r['before']:.4f} before) | "
+            f"{r['target'][0]} ({r['target'][1]}) |"
+        )
+    return [*lines, ""]
+
+
+def _memory_table(part: Mapping[str, Any]) -> list[str]:
+    lines = ["## Memory of prediction", "", _origin(part), "",
+             "From an image in memory to a label map on the scan's grid, tiles, folds and the way back "
+             "included. *Whole* is what holding all classes of all voxels would take, computed and "
+             "not run.", "",
+             "| scan | prepared | labels | folds | patch, widths, tile step | peak resident GB | "
+             "of it before predicting | whole GB | CPU s |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for r in part["rows"]:
+        by = {k: "×".join(map(str, r[k])) for k in ("full_vox", "prepared_vox", "patch_vox")}
+        lines.append(
+            f"| {by['full_vox']} | {by['prepared_vox']} | {r['labels']} | {r['folds']} | "
+            f"{by['patch_vox']}, {'-'.join(map(str, r['features']))}, {r['tile_step']} | "
+            f"**{r['peak_bytes'] / 1e9:.2f}** | {r['peak_before_bytes'] / 1e9:.2f} | "
+            f"{r['whole_volume_bytes'] / 1e9:.1f} | {r['cpu_s']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+PARTS = {"start": start, "preprocess": preprocess, "train": train, "folds": folds}
 
 
 def main() -> None:

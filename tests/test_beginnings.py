@@ -59,15 +59,3 @@ def test_a_network_without_such_an_encoder_says_so(shell, tiny: Path, tmp_path: 
     assert said.code == 2
     assert "has no encoder" in said.err
     assert shell("autoseg train 1 3d_fullres 0 --run w --encoder-weights nowhere.pth").code == 2
-
-
-def test_a_cascade_is_planned_but_not_trained_yet(shell, tiny: Path) -> None:
-    path = tiny / PLANS / "default" / "plan.json"
-    plan = json.loads(path.read_text())
-    refined = json.loads(json.dumps(plan["configurations"]["3d_fullres"]))
-    refined["previous"] = "3d_fullres"
-    plan["configurations"]["3d_cascade_fullres"] = refined
-    path.write_text(json.dumps(plan))
-    said = shell("autoseg train 1 3d_cascade_fullres 0")
-    assert said.code == 2
-    assert "a cascade cannot be trained yet" in said.err

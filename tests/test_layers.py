@@ -18,7 +18,7 @@ ROWS = (
     ("stage", "pool", "documents", "image", "workspace"),
     ("data", "nets", "learn", "infer"),
     ("rules",),
-    ("costs",),
+    ("costs", "models"),
     ("stages", "interop", "report"),
     ("flow",),
     ("api",),

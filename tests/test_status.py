@@ -134,7 +134,7 @@ def test_no_image_byte_is_read(shell, trained: Path, monkeypatch: pytest.MonkeyP
     assert shell("autoseg status").code == 0
     said = shell("autoseg fingerprint 1")
     assert said.code == 0
-    assert "0 of 6 cases measured" in said.err
+    assert "cases measured" not in said.err
     assert any(name.endswith("dataset.json") for name in opened)
     assert [name for name in opened if name.endswith((".nii.gz", ".npy", ".safetensors"))] == []
 
@@ -147,15 +147,15 @@ def test_verify_reads_all_of_them(shell, tiny: Path) -> None:
     content[9] ^= 1  # the operating system named in the gzip header: another hash, the same voxels
     path.write_bytes(bytes(content))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert "0 of 6 cases measured" in shell("autoseg fingerprint 1").err
+    assert "cases measured" not in shell("autoseg fingerprint 1").err
     assert "1 of 6 cases measured" in shell("autoseg fingerprint 1 --verify").err
-    assert "0 of 6 cases measured" in shell("autoseg fingerprint 1 --verify").err
+    assert "cases measured" not in shell("autoseg fingerprint 1 --verify").err
 
 
 def test_a_touched_file_is_hashed_but_not_measured_again(shell, tiny: Path) -> None:
     (tiny / IMAGE).touch()
     assert rows(shell)["fingerprint"] == ("stale", "1 changed, 5 current")
-    assert "0 of 6 cases measured" in shell("autoseg fingerprint 1").err
+    assert "cases measured" not in shell("autoseg fingerprint 1").err
     assert rows(shell)["fingerprint"] == ("done", "6 cases")
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.documents.labels import OUTSIDE
+from autoseg.documents.labels import IGNORE, OUTSIDE
 
-MIXED = -2
-"""Marks cells whose corners hold several labels; labels are -1 or above."""
+MIXED = IGNORE - 1
+"""Marks cells whose corners hold several labels; no label is below IGNORE."""
 
 
 def source_places(
@@ -75,6 +75,7 @@ def sample_labels(labels: Tensor, places: Sequence[Tensor]) -> Tensor:
     `labels` is (S, L, *box); outside the box all is -1. Equal to interpolating every label's
     indicator linearly and taking the largest, whatever the number of labels: only cells whose
     corners differ, a few percent, are interpolated at all. Never gives a label that no corner has.
+    IGNORE is a label like any other, and the lowest.
     """
     axes = len(places)
     # two voxels of outside on each side: cells wholly outside exist, and far places clamp to them

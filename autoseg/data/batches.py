@@ -5,7 +5,7 @@ workers augment too; for a card they only read, and the augmentation runs on the
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,13 +24,18 @@ from autoseg.data.augment import (
     one_thread,
 )
 from autoseg.data.sampling import VALIDATION, Cases, Draw, draw_batch
-from autoseg.data.store import StoredCase, read_patch
+from autoseg.data.spoiling import spoilt
+from autoseg.data.store import StoredCase, read_patch, read_previous
 from autoseg.data.workers import Item, Loader
-from autoseg.documents.plan import Augmentation, Configuration, Sampling
+from autoseg.documents.plan import Augmentation, Configuration, Previous, Sampling
 from autoseg.errors import AutosegError
 
 Batch = tuple[Tensor, Tensor]
-"""Images (B, C, *patch) float32 and labels (B, *patch) int64; two spatial axes for a 2D patch."""
+"""Images (B, C, *patch) float32 and labels (B, *patch) int64; two spatial axes for a 2D patch.
+
+In a cascade C counts the image's channels and then one for each class of the earlier stage. Labels
+are -2 where nobody labelled.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,16 @@ class BatchSpec:
     seed: int
     masked_channels: tuple[int, ...] = ()
     """Channels that were normalised within the mask: they stay 0 outside it."""
+    previous_classes: int = 0
+    """The foreground classes of a cascade's earlier stage that are shown; 0: no cascade."""
+    spoiling: Previous | None = None
+    """How the earlier stage's label maps are spoilt in training; None: they are shown as they are."""
 
     @classmethod
     def of(cls, configuration: Configuration) -> "BatchSpec":
         """The spec that a plan's configuration gives."""
         channels = configuration.preparation.channels
+        classes = configuration.preparation.labels.count - 1
         return cls(
             patch_vox=tuple(configuration.patch_vox),
             batch_size=configuration.train.batch_size,
@@ -56,6 +66,8 @@ class BatchSpec:
             augmentation=configuration.augmentation,
             seed=configuration.train.seed,
             masked_channels=tuple(i for i, c in enumerate(channels) if c.use_mask),
+            previous_classes=classes if configuration.previous else 0,
+            spoiling=configuration.previous,
         )
 
 
@@ -67,24 +79,37 @@ class RawSample:
     labels: NDArray[Any]
     shift: tuple[int, ...]
     parameters: SampleParameters
+    previous: NDArray[Any] | None = None
 
 
 def read_step(cases: Cases, spec: BatchSpec, step: int) -> list[RawSample]:
-    """The samples of one step before augmentation. Raises AutosegError naming a faulty case."""
+    """The samples of one step before augmentation, a cascade's earlier label maps spoilt.
+
+    Raises AutosegError naming a faulty case.
+    """
     draws = draw_batch(cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step)
     samples = []
     for j, drawn in enumerate(draws):
         case = cases[drawn.case]
         parameters = draw(spec.augmentation, spec.patch_vox, case.channels, spec.seed, step, j)
-        samples.append(_read(case, drawn, spec.patch_vox, parameters))
+        sample = _read(case, drawn, spec, parameters)
+        if sample.previous is not None and spec.spoiling is not None:
+            shown = spoilt(
+                sample.previous, spec.previous_classes, spec.spoiling, spec.seed, step, j,
+                planar=spec.augmentation.dummy_2d and len(spec.patch_vox) == 3,
+            )  # fmt: skip
+            sample = replace(sample, previous=shown)
+        samples.append(sample)
     return samples
 
 
 def _read(
-    case: StoredCase, drawn: Draw, patch_vox: Sequence[int], parameters: SampleParameters
+    case: StoredCase, drawn: Draw, spec: BatchSpec, parameters: SampleParameters
 ) -> RawSample:
-    flat = 3 - len(patch_vox)
-    shift, size = needed_box(parameters, patch_vox)
+    if spec.previous_classes and case.previous is None:
+        raise ValueError(f"{case.name}: a cascade needs its cases opened with `previous`")
+    flat = 3 - len(spec.patch_vox)
+    shift, size = needed_box(parameters, spec.patch_vox)
     moved = 0 if parameters.matrix is None else len(parameters.matrix)
     lower, box = [], []
     for axis, (start, n) in enumerate(zip((0,) * flat + shift, (1,) * flat + size, strict=True)):
@@ -97,22 +122,28 @@ def _read(
         lower.append(first)
         box.append(last - first)
     start_read = tuple(f - low for f, low in zip(lower, drawn.lower, strict=True))[flat:]
+    previous = None
     try:
         image, labels = read_patch(case, lower, box)
+        if spec.previous_classes:
+            previous = read_previous(case, lower, box, spec.previous_classes)
     except (OSError, ValueError) as error:
         raise AutosegError(
             f"{case.name}: a patch cannot be read ({error}); run preprocess again"
         ) from error
     if flat:
         image, labels = image[:, 0], labels[0]
-    return RawSample(image, labels, start_read, parameters)
+        previous = None if previous is None else previous[0]
+    return RawSample(image, labels, start_read, parameters, previous)
 
 
 def packed(samples: Sequence[RawSample]) -> Item:
-    """The samples as two long tensors and what is needed to part them: two transfers, not many."""
+    """The samples as long tensors and what is needed to part them: few transfers, not many."""
+    previous = [torch.from_numpy(s.previous).reshape(-1) for s in samples if s.previous is not None]
     return {
         "images": torch.cat([torch.from_numpy(s.image).reshape(-1) for s in samples]),
         "labels": torch.cat([torch.from_numpy(s.labels).reshape(-1) for s in samples]),
+        "previous": torch.cat(previous) if previous else None,
         "boxes": [s.labels.shape for s in samples],
         "shifts": [s.shift for s in samples],
         "parameters": [s.parameters for s in samples],
@@ -121,34 +152,47 @@ def packed(samples: Sequence[RawSample]) -> Item:
 
 def unpacked(item: Item, device: torch.device) -> list[Sample]:
     """The samples of `packed`, on `device`; a card gets them from pinned memory."""
-    images, labels = torch.as_tensor(item["images"]), torch.as_tensor(item["labels"])
-    if device.type == "cuda":
-        images = images.pin_memory().to(device, non_blocking=True)
-        labels = labels.pin_memory().to(device, non_blocking=True)
+    images, labels = _brought(item["images"], device), _brought(item["labels"], device)
+    previous = None if item["previous"] is None else _brought(item["previous"], device)
     channels = images.numel() // labels.numel()
     samples, start = [], 0
     for box, shift in zip(item["boxes"], item["shifts"], strict=True):
         stop = start + prod(box)
         image = images[channels * start : channels * stop].view(channels, *box)
-        samples.append(Sample(image, labels[start:stop].view(box), shift))
+        before = None if previous is None else previous[start:stop].view(box)
+        samples.append(Sample(image, labels[start:stop].view(box), shift, before))
         start = stop
     return samples
+
+
+def _brought(values: Any, device: torch.device) -> Tensor:
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 def augmented(
     samples: Sequence[Sample], parameters: Sequence[SampleParameters], spec: BatchSpec
 ) -> Batch:
     """The batch made from what was read, augmented on the device where it is."""
+    extras = (spec.masked_channels, spec.previous_classes)
     if samples[0].image.device.type != "cpu":
-        return apply(samples, parameters, spec.patch_vox, spec.masked_channels)
+        return apply(samples, parameters, spec.patch_vox, *extras)
     with one_thread():
-        return apply(samples, parameters, spec.patch_vox, spec.masked_channels)
+        return apply(samples, parameters, spec.patch_vox, *extras)
 
 
 def augmented_here(samples: Sequence[RawSample], spec: BatchSpec) -> Batch:
     """The batch made from what was read, augmented on the processor."""
     tensors = [
-        Sample(torch.from_numpy(s.image), torch.from_numpy(s.labels), s.shift) for s in samples
+        Sample(
+            torch.from_numpy(s.image),
+            torch.from_numpy(s.labels),
+            s.shift,
+            None if s.previous is None else torch.from_numpy(s.previous),
+        )
+        for s in samples
     ]
     return augmented(tensors, [s.parameters for s in samples], spec)
 
@@ -236,13 +280,14 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """`count` batches without augmentation, the same ones each time, to score a training by.
 
-    Placed as in training, with as large a share on foreground; read here, when asked for.
+    Placed as in training, with as large a share on foreground; read here, when asked for. Shows a
+    cascade the earlier stage's label maps as they are.
     """
     where = torch.device(device)
     for step in range(count):
         draws = draw_batch(
             cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step, VALIDATION
         )
-        samples = [_read(cases[d.case], d, spec.patch_vox, UNCHANGED) for d in draws]
+        samples = [_read(cases[d.case], d, spec, UNCHANGED) for d in draws]
         images, labels = augmented_here(samples, spec)
         yield images.to(where), labels.to(where)

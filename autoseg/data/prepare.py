@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from autoseg.documents.dataset import Case
-from autoseg.documents.labels import OUTSIDE
+from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.documents.plan import Preparation
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.image.geometry import Box, nonzero_box
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.image.resample import resample_image, resample_labels, resampled_shape
+from autoseg.image.volume import Volume
 
 BYTES_PER_VOXEL = 4
 
@@ -30,7 +31,7 @@ class Prepared:
     image: npt.NDArray[np.float32]
     """(C, *axes), normalised and resampled."""
     labels: npt.NDArray[np.int16] | None
-    """(*axes) class indices, -1 outside the nonzero region."""
+    """(*axes) class indices, -1 outside the nonzero region, -2 where nobody labelled."""
     info: dict[str, Any]
     """Grid of the file, box of the crop, shapes and spacings on the way; plain JSON values."""
 
@@ -50,16 +51,23 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
     """
     volume, problems = read_image(case.images, preparation.axes)
     raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
+    labels = None
+    if case.label is not None:
+        labels, problems = read_labels(case.label, preparation.axes, volume.grid)
+        raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
+    return prepare_volume(case.id, volume, preparation, labels)
+
+
+def prepare_volume(
+    name: str, volume: Volume, preparation: Preparation, labels: Volume | None = None
+) -> Prepared:
+    """The same for an image in memory, in the axes of the preparation. Raises BadData."""
     image = np.ascontiguousarray(volume.array, dtype=np.float32)
     if len(image) != len(preparation.channels):
         found = f"{len(image)} channels, the model was made for {len(preparation.channels)}"
         fix = "give the same channels in the same order as in training"
-        raise BadData([Problem(case.id, "an image has the wrong number of channels", found, fix)])
-    classes = None
-    if case.label is not None:
-        labels, problems = read_labels(case.label, preparation.axes, volume.grid)
-        raise_fatal(dataclasses.replace(p, case=case.id) for p in problems)
-        classes = preparation.labels.to_classes(labels.array[0])
+        raise BadData([Problem(name, "an image has the wrong number of channels", found, fix)])
+    classes = None if labels is None else preparation.labels.to_classes(labels.array[0])
     arranged_shape = image.shape[1:]
     ranges = [[float(channel.min()), float(channel.max())] for channel in image]
     box: Box = (slice(None), slice(None), slice(None))
@@ -89,10 +97,11 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
             **grids,
             order=preparation.label_order,
             order_z=preparation.label_order_z,
+            unlabelled=None if preparation.labels.ignore is None else IGNORE,
         ).astype(np.int16, copy=False)
     limits = [part.indices(size)[:2] for part, size in zip(box, arranged_shape, strict=True)]
     info = {
-        "case": case.id,
+        "case": name,
         "grid": volume.grid.to_dict(),
         "axes": preparation.axes,
         "arranged_shape": list(arranged_shape),
@@ -108,7 +117,10 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
 def _marked_outside(
     classes: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int16]:
-    """Class indices with OUTSIDE where the image is zero and nothing is labelled."""
+    """Class indices with OUTSIDE where the image is zero and labelled as background.
+
+    What nobody labelled stays so: whether it is background is not known.
+    """
     marked = classes.copy()
     marked[~mask & (classes == 0)] = OUTSIDE
     return marked

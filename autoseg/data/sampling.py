@@ -1,7 +1,7 @@
 """Which patches a step shows: a pure function of (seed, step) and the cases.
 
 Follows nnU-Net's sampling (cases uniformly with replacement, a fixed share of each batch placed on
-foreground) with two changes, written down at `lower_around`.
+foreground, the rest on what is labelled at all) with two changes, written down at `lower_around`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.documents.plan import Sampling
 
-SAMPLING, AUGMENTATION, VALIDATION = 0, 1, 2
+SAMPLING, AUGMENTATION, VALIDATION, PREVIOUS = 0, 1, 2, 3
 """Streams of random numbers that must not share their draws."""
 
 
@@ -41,7 +41,8 @@ class Draw:
     case: int
     lower: tuple[int, int, int]
     forced: int | None
-    """The foreground class that the patch was placed on; None: placed anywhere."""
+    """The foreground class that the patch was placed on; None: placed anywhere, or in a case that
+    is labelled in part anywhere on what is labelled."""
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -102,6 +103,11 @@ def _draw(
         places = case.places_of(forced)
         voxel = places[int(rng.integers(len(places)))]
         return Draw(index, lower_around(voxel.tolist(), box, bounds, rng), forced)
+    labelled = case.places_of(0)
+    if len(labelled):
+        # where only slices or strokes are labelled, most patches would hold nothing to learn from
+        voxel = labelled[int(rng.integers(len(labelled)))]
+        return Draw(index, lower_around(voxel.tolist(), box, bounds, rng), None)
     z, y, x = (int(rng.integers(low, high + 1)) for low, high in bounds)
     return Draw(index, (z, y, x), None)
 

@@ -79,7 +79,7 @@ def read_dataset(folder: Path) -> tuple[Dataset, list[Problem]]:
     channels = _channels(document, folder)
     if "labels" not in document:
         raise AutosegError(f'{folder / "dataset.json"} has no "labels"; declare names and values')
-    labels = parse_labels(document["labels"])
+    labels = parse_labels(document["labels"], document.get("regions_class_order"))
     ending = str(document.get("file_ending", ".nii.gz"))
     problems: list[Problem] = []
     if "dataset" in document:

@@ -7,9 +7,17 @@ belongs to the axis that runs towards the patient's left. Intensities are those 
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from autoseg.documents.document import Document, Frozen
+from autoseg.documents.labels import LabelSet, Region
 
 QUANTILES = 1001
 """Evenly spaced quantiles kept of each channel, so that pooled percentiles need no second read."""
@@ -72,6 +80,8 @@ class CaseMeasure(Document):
     channels: tuple[ChannelMeasure, ...]
     labels: tuple[LabelMeasure, ...]
     """Of the classes 1, 2, …"""
+    ignored_vox: NonNegativeInt = 0
+    """Voxels inside that box that nobody labelled."""
 
 
 class MeasuredCase(Document):
@@ -112,7 +122,7 @@ class LabelSummary(Document):
     cases: NonNegativeInt
     """How many cases show it."""
     share_of_voxels: float
-    """Of all voxels inside the crop boxes."""
+    """Of all voxels inside the crop boxes that somebody labelled."""
     median_volume_mm3: float | None
     median_components: float | None
     median_component_mm3: float | None
@@ -154,6 +164,30 @@ class Fingerprint(Document):
     """Background voxels for each foreground voxel, over all cases; null if nothing is labelled."""
     cases_without_label: tuple[str, ...]
     outliers: tuple[NamedProblem, ...]
+    regions: tuple[Region, ...] = ()
+    """Structures made of several labels, as `LabelSet` has them; empty if labels are structures."""
+    ignore: int | None = None
+    """The value of voxels that nobody labelled, where the dataset declares one."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # most datasets have neither, and what was measured before they existed keeps its hash
+        found: dict[str, Any] = write(self)
+        return {
+            k: v
+            for k, v in found.items()
+            if k not in ("regions", "ignore") or v not in (None, [], ())
+        }
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The classes, regions and ignore value that were measured."""
+        return LabelSet(
+            names=("background", *(x.name for x in self.labels)),
+            values=(0, *(x.value for x in self.labels)),
+            regions=self.regions,
+            ignore=self.ignore,
+        )
 
     @property
     def orientation_counts(self) -> dict[str, int]:

@@ -176,6 +176,37 @@ class Prediction(Document):
     cores most of the time (5x on lung nodules) and costs what overlapping tiles gain (0.007 Dice)."""
 
 
+class Previous(Document):
+    """What a cascade refines, and how the earlier answer is spoilt while training (reference §1.17).
+
+    Spoilt, so that the second network does not simply repeat the first, which is more often right
+    on the cases that both were trained on than on new ones.
+    """
+
+    configuration: str
+    morphology_p: float = Field(0.4, ge=0.0, le=1.0)
+    """Chance that structures are eroded, dilated, opened or closed with a ball."""
+    morphology_class_p: float = Field(0.5, ge=0.0, le=1.0)
+    morphology_radius_vox: tuple[PositiveInt, PositiveInt] = (1, 8)
+    drop_p: float = Field(0.2, ge=0.0, le=1.0)
+    """Chance that connected pieces are left out."""
+    drop_class_p: float = Field(0.5, ge=0.0, le=1.0)
+    drop_share: float = Field(0.15, ge=0.0, le=1.0)
+    """Only pieces of at most this share of their structure are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"configuration": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Previous":
+        low, high = self.morphology_radius_vox
+        if low > high:
+            raise ValueError(f"morphology_radius_vox runs from {low} down to {high}")
+        return self
+
+
 class Configuration(Document):
     """One network on one grid: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`."""
 
@@ -187,12 +218,19 @@ class Configuration(Document):
     augmentation: Augmentation
     train: Training
     predict: Prediction = Prediction()
-    previous: str | None = None
-    """The configuration whose predictions this one refines (cascade)."""
+    previous: Previous | None = None
+    """The configuration whose label maps this one refines (cascade): its network is shown them too,
+    a channel for each class but background."""
 
     @property
     def dimensions(self) -> int:
         return len(self.patch_vox)
+
+    @property
+    def inputs(self) -> int:
+        """The network's channels: the image's, and in a cascade one a class but background."""
+        image = len(self.preparation.channels)
+        return image + (self.preparation.labels.count - 1 if self.previous else 0)
 
     @model_validator(mode="after")
     def _sound(self) -> "Configuration":
@@ -211,10 +249,10 @@ class Configuration(Document):
                 f"train.supervision has {len(self.train.supervision)} weights for the "
                 f"{len(net.output_strides)} outputs of the network"
             )
-        if len(self.preparation.channels) > net.in_channels:
-            wrong.append("network.in_channels is smaller than the number of image channels")
-        if net.classes != self.preparation.labels.count:
-            wrong.append(f"network.classes must be {self.preparation.labels.count}")
+        if self.inputs != net.in_channels:
+            wrong.append(f"network.in_channels must be {self.inputs}")
+        if net.classes != self.preparation.labels.outputs:
+            wrong.append(f"network.classes must be {self.preparation.labels.outputs}")
         if len(self.sampling.class_weights) != self.preparation.labels.count - 1:
             wrong.append("sampling.class_weights needs one weight for each foreground class")
         angles = 1 if self.dimensions == 2 or self.augmentation.dummy_2d else 3
@@ -253,9 +291,10 @@ class Plan(Document):
             f"why[{key!r}] explains no key of the plan" for key in self.why if not self.has(key)
         ]
         wrong += [
-            f"configurations.{name}.previous names {c.previous!r}, which is not in the plan"
+            f"configurations.{name}.previous names {c.previous.configuration!r}, which is not in the "
+            "plan"
             for name, c in self.configurations.items()
-            if c.previous is not None and c.previous not in self.configurations
+            if c.previous is not None and c.previous.configuration not in self.configurations
         ]
         if wrong:
             raise ValueError("; ".join(wrong))

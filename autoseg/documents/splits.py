@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import AutosegError
-from autoseg.files import read_json
+from autoseg.files import read_json, write_json
 
 FOLDS = 5
 SEED = 12345
+SPLIT_FILES = ("splits.json", "splits_final.json")
+"""Names of a splits file, ours and nnU-Net's, in the raw or the preprocessed folder of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +23,33 @@ class Split:
     validation: tuple[str, ...]
 
 
-def kfold(cases: Sequence[str]) -> tuple[Split, ...]:
-    """Five shuffled folds over the sorted ids, the same as nnU-Net's (scikit-learn's KFold, 12345).
+def kfold(cases: Sequence[str], folds: int = FOLDS, seed: int = SEED) -> tuple[Split, ...]:
+    """Shuffled folds over the sorted ids, the same as nnU-Net's (scikit-learn's KFold, 12345).
 
-    With fewer than five cases each is left out once; a single case validates itself.
+    With fewer cases than folds each is left out once; a single case validates itself.
     """
     ids = sorted(cases)
     if len(ids) < 2:
         return (Split(tuple(ids), tuple(ids)),)
     order = np.arange(len(ids))
-    np.random.RandomState(SEED).shuffle(order)
+    np.random.RandomState(seed).shuffle(order)
+    held_out = np.array_split(order, min(folds, len(ids)))
+    return splits_by([[ids[i] for i in fold] for fold in held_out])
+
+
+def splits_by(held_out: Sequence[Sequence[str]]) -> tuple[Split, ...]:
+    """The folds that hold out these cases, and train on those of all the others."""
+    ids = sorted(case for fold in held_out for case in fold)
     splits = []
-    for held_out in np.array_split(order, min(FOLDS, len(ids))):
-        chosen = {ids[i] for i in held_out}
-        splits.append(
-            Split(tuple(i for i in ids if i not in chosen), tuple(i for i in ids if i in chosen))
-        )
+    for fold in held_out:
+        chosen = set(fold)
+        splits.append(Split(tuple(i for i in ids if i not in chosen), tuple(sorted(fold))))
     return tuple(splits)
+
+
+def splits_file(folder: Path) -> Path | None:
+    """The splits file in a folder, ours before nnU-Net's; None if there is none."""
+    return next((folder / name for name in SPLIT_FILES if (folder / name).exists()), None)
 
 
 def read_splits(path: Path, cases: Sequence[str]) -> tuple[Split, ...]:
@@ -64,6 +76,25 @@ def read_splits(path: Path, cases: Sequence[str]) -> tuple[Split, ...]:
             raise AutosegError(f"{path}: fold {number} has {both[0]!r} in train and in val")
         splits.append(Split(train, held_out))
     return tuple(splits)
+
+
+def as_document(splits: Sequence[Split]) -> list[dict[str, list[str]]]:
+    """The folds in nnU-Net's form, as JSON values."""
+    return [{"train": list(s.train), "val": list(s.validation)} for s in splits]
+
+
+def write_splits(path: Path, splits: Sequence[Split]) -> None:
+    """Write the folds in nnU-Net's form, in one step.
+
+    Raises ValueError for what `read_splits` would refuse: no fold, nothing to train on, or a case
+    on both sides.
+    """
+    for number, split in enumerate(splits):
+        if not split.train or set(split.train) & set(split.validation):
+            raise ValueError(f"fold {number} trains on nothing, or on what it validates")
+    if not splits:
+        raise ValueError("there is no fold to write")
+    write_json(path, as_document(splits))
 
 
 def split_of(fold: str, splits: Sequence[Split], cases: Sequence[str]) -> Split:

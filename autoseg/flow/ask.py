@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoseg.documents.model import Precision
 from autoseg.documents.settings import parse_settings, seconds_of, whole_numbers
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, nearest
 from autoseg.interop.nnunet_plan import plan_from_files
 from autoseg.stages.plan import Request
 
@@ -63,3 +64,15 @@ def nnunet_plan(
         gpu_memory_gb=asked.gpu_memory_gb,
         target_mm=None if target is None else tuple(float(v) for v in target),
     )
+
+
+def precision_of(text: str | None) -> Precision | None:
+    """The precision that networks compute in. Raises AutosegError for another word."""
+    if text is None:
+        return None
+    known: dict[str, Precision] = {
+        "float32": "float32", "bfloat16": "bfloat16", "float16": "float16",
+    }  # fmt: skip
+    if text not in known:
+        raise AutosegError(f"--precision {text!r} is unknown{nearest(text, list(known))}")
+    return known[text]

@@ -2,8 +2,9 @@
 
 from autoseg.documents.dataset import read_dataset
 from autoseg.documents.settings import seconds_of
+from autoseg.flow.choose import Wish, choose_model
 from autoseg.flow.make import Job, fold, prepared, validation
-from autoseg.flow.use import evaluation, predictions, trained_folds
+from autoseg.flow.use import evaluation, input_cases, predictions
 from autoseg.report.overlay import DemoResult, draw_overlay
 from autoseg.stages.demo import make_phantom
 from autoseg.stages.plan import Request
@@ -24,7 +25,8 @@ def demo(workspace: Workspace, *, run: bool, time: str) -> DemoResult:
     job, dataset = fold(job, time_s=seconds)
     validation(job, dataset)
     output = places.results / "demo"
-    predictions(places, trained_folds(places), None, output)
+    model = choose_model(workspace, Wish(places.name))
+    predictions(model, input_cases(None, places), output)
     report = evaluation(output, None, places, None, None)
     dataset, _ = read_dataset(places.raw)
     overlay = output / "overlay.png"

@@ -7,7 +7,7 @@ silently.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from autoseg.documents.plan import Configuration, Plan
 from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, WeightsFile, lines
 from autoseg.documents.settings import patched
-from autoseg.documents.splits import Split, kfold, read_splits, split_of
+from autoseg.documents.splits import FOLDS, Split, split_of
 from autoseg.errors import AutosegError, Interrupted, TrainingDiverged, nearest
 from autoseg.files import sha256_file, sha256_json
+from autoseg.flow.order import Artefact, Scope, needs
 from autoseg.image.reading import ending_for
 from autoseg.pool import cores
 from autoseg.rules.axes import in_axes
@@ -29,13 +30,13 @@ from autoseg.workspace import DatasetPlaces, Fold
 
 if TYPE_CHECKING:
     from autoseg.stages.plan import Request
+    from autoseg.stages.split import SplitReport
 
 log = logging.getLogger(__name__)
 TRAINING_VERSION = 1
 """Raised when training starts to mean something else."""
 EVALUATION_VERSION = 1
 """Raised when a score starts to mean something else."""
-SPLIT_FILES = ("splits.json", "splits_final.json")
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,29 @@ def prepared(
 
 
 def splits_of(job: Job, dataset: Dataset) -> tuple[Split, ...]:
-    """The folds: of a splits file in the raw or the preprocessed folder, else five shuffled ones."""
-    ids = [case.id for case in dataset.cases if case.label is not None]
-    for folder in (job.places.raw, job.places.preprocessed):
-        for name in SPLIT_FILES:
-            if (folder / name).exists():
-                return read_splits(folder / name, ids)
-    return kfold(ids)
+    """The folds of a measured dataset: of a splits file, else by patient where a table names them,
+    else nnU-Net's."""
+    from autoseg.stages.split import current_splits
+
+    return current_splits(job.places, dataset, Fingerprint.read(job.places.fingerprint))
+
+
+def split(
+    job: Job,
+    *,
+    by: str | None = None,
+    pattern: str | None = None,
+    table: Path | None = None,
+    folds: int = FOLDS,
+    redo: bool = False,
+) -> "SplitReport":
+    """The folds made anew and written down."""
+    from autoseg.stages.split import split as divide
+
+    dataset, measured = fingerprint(job)
+    return divide(
+        job.places, dataset, measured, by=by, pattern=pattern, table=table, folds=folds, redo=redo
+    )
 
 
 def run_spec(
@@ -132,11 +149,6 @@ def run_spec(
     Without `overrides` or `encoder_weights` a run that was begun keeps those it was begun with.
     """
     configuration = made.configuration(job.configuration)
-    if configuration.previous is not None:
-        raise AutosegError(
-            f"{job.configuration} refines the predictions of {configuration.previous}; it is planned "
-            "and costed, but a cascade cannot be trained yet: train 3d_fullres or 3d_lowres"
-        )
     begun = RunSpec.read(job.fold_places.run) if job.fold_places.run.exists() else None
     if overrides is None:
         overrides = dict(begun.overrides) if begun else {}
@@ -192,12 +204,29 @@ def case_digests(places: DatasetPlaces, spec: RunSpec) -> dict[str, str]:
     return digests
 
 
-def fold_stamp(spec: RunSpec, digests: dict[str, str]) -> Stamp:
-    """What a trained fold was made from: its cases' contents, and the configuration it reads."""
+def previous_digests(places: DatasetPlaces, spec: RunSpec) -> dict[str, str] | None:
+    """Case id -> digest of what a cascade is shown, as it lies there; None for other networks."""
+    if spec.configuration.previous is None:
+        return None
+    folder = places.previous(spec.plan, spec.configuration_name, spec.run)
+    cases = (*spec.train_cases, *spec.validation_cases)
+    stamps = {case: read_stamp(folder / f"{case}.json") for case in cases}
+    return {case: stamp.digest if stamp else "missing" for case, stamp in stamps.items()}
+
+
+def fold_stamp(
+    spec: RunSpec, digests: dict[str, str], previous: Mapping[str, str] | None = None
+) -> Stamp:
+    """What a trained fold was made from: its cases' contents, and the configuration it reads.
+
+    `previous` holds the digests of what a cascade is shown of each case.
+    """
     cases = {case: digests[case] for case in (*spec.train_cases, *spec.validation_cases)}
     configuration = spec.configuration.dump()
     configuration.pop("predict")
     made_from = {"cases": sha256_json(cases)}
+    if previous is not None:
+        made_from["earlier stage"] = sha256_json({case: previous[case] for case in cases})
     if spec.encoder_weights is not None:
         made_from["encoder weights"] = spec.encoder_weights.sha256
     return Stamp(
@@ -232,11 +261,13 @@ def fold(
     title = (
         f"{spec.dataset} · {spec.configuration_name} · fold {spec.fold} · {spec.plan}/{spec.run}"
     )
+    earlier = None
+    if spec.configuration.previous is not None:
+        earlier = previous(job, dataset, made, time_s=time_s)
     try:
         trained = train(
-            job.places, places, spec, fold_stamp(spec, case_digests(job.places, spec)),
-            device=job.device,
-            workers=job.workers, time_s=time_s, began=began, redo=redo,
+            job.places, places, spec, fold_stamp(spec, case_digests(job.places, spec), earlier),
+            device=job.device, workers=job.workers, time_s=time_s, began=began, redo=redo,
         )  # fmt: skip
     except (Interrupted, TrainingDiverged):
         draw_curves(list(lines(places.history)), places.curves, title)
@@ -246,7 +277,54 @@ def fold(
     return job, dataset
 
 
-def validation(job: Job, dataset: Dataset) -> Report:
+def previous(
+    job: Job, dataset: Dataset, made: Plan, *, time_s: float | None = None
+) -> dict[str, str]:
+    """What a cascade is shown of every case, with the stage that says it; case id -> digest.
+
+    Each case's label map is that of the one fold that held the case out: a network's answer on a
+    case that it was trained on is better than any that the cascade will meet. Raises AutosegError
+    for a case that no fold holds out.
+    """
+    from autoseg.stages.previous import previous_maps
+
+    configuration = made.configuration(job.configuration)
+    splits = splits_of(job, dataset)
+    scope = Scope(made, (job.configuration,), tuple(str(i) for i in range(len(splits))))
+    maps: dict[str, Path] = {}
+    for need in needs(Artefact("previous", job.configuration), scope):
+        if need.kind != "validation":
+            continue
+        stage = replace(job, configuration=need.configuration, fold=need.fold)
+        if not stage.fold_places.stamp.exists():
+            log.info("%s needs %s first", job.configuration, need.title)
+        fold(stage, time_s=time_s)
+        validation(stage, dataset)
+        maps |= held_out_maps(stage, dataset)
+    missing = [c.id for c in dataset.cases if c.label is not None and c.id not in maps]
+    if missing:
+        raise AutosegError(
+            f"no fold of {job.places.name} holds out {missing[0]} ({len(missing)} cases in all), so "
+            f"nothing honest is known of it for {job.configuration}; mend the splits file"
+        )
+    return previous_maps(
+        maps,
+        job.places.prepared(configuration.preparation.key),
+        configuration.preparation,
+        job.places.previous(job.plan, job.configuration, job.run),
+        workers=max(1, job.processes),
+    )
+
+
+def held_out_maps(job: Job, dataset: Dataset) -> dict[str, Path]:
+    """Case id -> label map, of the cases that a fold was validated on and not trained on."""
+    places, ending = job.fold_places, ending_for(dataset.file_ending)
+    spec = RunSpec.read(places.run)
+    honest = [case for case in spec.validation_cases if case not in spec.train_cases]
+    return {case: places.validation / f"{case}{ending}" for case in honest}
+
+
+def validation(job: Job, dataset: Dataset, *, keep_probabilities: bool = False) -> Report:
     """The report on the fold's held-out cases; their label maps are predicted where they lack."""
     from autoseg.learn.device import pick_device
     from autoseg.stages.evaluate import evaluate
@@ -265,6 +343,10 @@ def validation(job: Job, dataset: Dataset) -> Report:
         spec,
         device=pick_device(job.device),
         ending=ending_for(dataset.file_ending),
+        keep_probabilities=keep_probabilities,
+        previous=job.places.previous(job.plan, job.configuration, job.run)
+        if spec.configuration.previous
+        else None,
     )
     path, kept = places.validation / "report.json", places.validation / "stamp.json"
     digests = case_digests(job.places, spec)

@@ -1,98 +1,35 @@
-"""What is done with trained folds: choosing, segmenting, scoring."""
+"""What is done with a model and with label maps: segmenting, averaging, scoring."""
 
 import logging
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.documents.dataset import Case, find_images, read_dataset
+from autoseg.documents.model import ModelSpec
 from autoseg.documents.report import Report
 from autoseg.errors import AutosegError, BadData, raise_fatal
 from autoseg.pool import cores
-from autoseg.workspace import DatasetPlaces, Fold, Workspace
+from autoseg.workspace import DatasetPlaces
 
 if TYPE_CHECKING:
-    from autoseg.stages.predict import Predicted
+    import torch
+
+    from autoseg.models.members import Model
+    from autoseg.stages.ensemble import Averaged
+    from autoseg.stages.postprocess import Applied
+    from autoseg.stages.predict import Keep, Predicted
 
 log = logging.getLogger(__name__)
 
 
-def trained_folds(places: DatasetPlaces) -> list[Fold]:
-    """Every fold of the dataset that has weights, in the order of its path."""
-    found = places.results.glob("*/*/*/fold_*/weights.safetensors")
-    return [Fold(path.parent) for path in sorted(found)]
-
-
-def choose_model(
-    workspace: Workspace,
-    dataset: str | None,
-    configuration: str | None,
-    plan_name: str | None,
-    run: str | None,
-    folds: Sequence[str],
-) -> tuple[DatasetPlaces, list[Fold]]:
-    """The folds to predict with: of the one dataset that has models, of the best configuration.
-
-    Raises AutosegError listing what there is if the choice is not clear.
-    """
-    if dataset is None:
-        names = [n for n in workspace.datasets() if trained_folds(workspace.places(n))]
-        if not names:
-            raise AutosegError(
-                f"there is no trained model in {workspace.results}; train one, or choose --root"
-            )
-        if len(names) > 1:
-            raise AutosegError(
-                f"several datasets have models; choose one with -d: {', '.join(names)}"
-            )
-        places = workspace.places(names[0])
-        log.info("predicting with the models of %s", names[0])
-    else:
-        places = workspace.dataset(dataset)
-    wanted = {"plan": plan_name, "configuration": configuration, "run": run}
-    groups: dict[tuple[str, str, str], list[Fold]] = {}
-    for one in trained_folds(places):
-        key = (one.folder.parts[-4], one.folder.parts[-3], one.folder.parts[-2])
-        groups.setdefault(key, []).append(one)
-    if not groups:
-        raise AutosegError(f"{places.name} has no trained fold; run `autoseg train` first")
-    fitting = {
-        key: found
-        for key, found in groups.items()
-        if all(w in (None, k) for w, k in zip(wanted.values(), key, strict=True))
-    }
-    if not fitting:
-        there = "; ".join("plan {} configuration {} run {}".format(*key) for key in groups)
-        raise AutosegError(f"no trained model of {places.name} is that; there is: {there}")
-    key = max(fitting, key=lambda k: (_validated(fitting[k]), k[1] == "3d_fullres"))
-    if len(fitting) > 1:
-        log.info("using plan %s, configuration %s, run %s: its validation Dice is the best", *key)
-    chosen = fitting[key]
-    if folds:
-        ready = {f.folder.name.removeprefix("fold_"): f for f in chosen}
-        for asked in folds:
-            if asked not in ready:
-                raise AutosegError(
-                    f"fold {asked} of {'/'.join(key)} is not trained; there is {', '.join(ready)}"
-                )
-        chosen = [ready[asked] for asked in folds]
-    elif len(chosen) > 1:
-        # a network that saw all cases cannot be compared by its own validation: folds go first
-        chosen = [f for f in chosen if f.folder.name != "fold_all"]
-    return places, chosen
-
-
-def _validated(folds: Sequence[Fold]) -> float:
-    """The mean validation Dice of the folds that were validated, 0 if none was."""
-    reports = [f.validation / "report.json" for f in folds]
-    scores = [Report.read(path).mean_dice for path in reports if path.exists()]
-    known = [s for s in scores if s is not None]
-    return sum(known) / len(known) if known else 0.0
-
-
-def input_cases(places: DatasetPlaces, folder: Path | None) -> list[Case]:
+def input_cases(folder: Path | None, places: DatasetPlaces | None) -> list[Case]:
     """The scans to segment: of a folder, else the dataset's test scans. Raises BadData."""
     if folder is None:
+        if places is None:
+            raise AutosegError("name the folder of the scans with -i")
         dataset, _ = read_dataset(places.raw)
         if not dataset.test_cases:
             raise AutosegError(f"{places.name} has no imagesTs; name a folder with -i")
@@ -105,27 +42,93 @@ def input_cases(places: DatasetPlaces, folder: Path | None) -> list[Case]:
 
 
 def predictions(
-    places: DatasetPlaces,
-    folds: Sequence[Fold],
-    source: Path | None,
+    model: "Model",
+    cases: Sequence[Case],
     output: Path,
     *,
     device: str | None = None,
+    workers: int = 1,
+    keep: "Keep | None" = None,
     strict: bool = False,
 ) -> "Predicted":
-    """Label maps of scans. Raises BadData naming the scans that failed, the others are written."""
-    cases = input_cases(places, source)
-    from autoseg.learn.device import pick_device
-    from autoseg.stages.predict import check_inputs, open_model, predict
+    """Label maps of scans. Raises BadData naming the scans that failed, the others are written.
 
-    model = open_model(folds)
+    `device` may name several, as `cuda:0,cuda:1`; they, or `workers` processes on one, share the
+    scans, and so do several of these commands with one output folder.
+    """
+    from autoseg.stages.predict import check_inputs, merged, predict
+
     raise_fatal(check_inputs(cases, model.spec))
-    found = predict(model, cases, output, device=pick_device(device), strict=strict)
+    devices = _devices(device, workers)
+    if len(devices) == 1:
+        found = predict(model, cases, output, device=devices[0], keep=keep, strict=strict)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(devices), context) as pool:
+            share = max(1, cores() // len(devices))
+            parts = [
+                pool.submit(_part, model, cases, output, one, share, keep, strict)
+                for one in devices
+            ]
+            found = merged([part.result() for part in parts], cases)
     for problem in found.warnings:
         log.warning("%s: %s (%s)", problem.case, problem.what, problem.found)
     if found.failed:
         raise BadData(found.failed)
     return found
+
+
+def _devices(device: str | None, workers: int) -> list["torch.device"]:
+    """The device of each process. Raises AutosegError for one that is not there."""
+    from autoseg.learn.device import pick_device
+
+    names = device.split(",") if device else [None]
+    if workers < 1:
+        raise AutosegError(f"--workers {workers} must be at least 1")
+    return [pick_device(name) for name in names] * workers
+
+
+def _part(
+    model: "Model",
+    cases: Sequence[Case],
+    output: Path,
+    device: "torch.device",
+    threads: int,
+    keep: "Keep | None",
+    strict: bool,
+) -> "Predicted":
+    """One process' share of a prediction."""
+    import torch
+
+    from autoseg.stages.predict import predict
+
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    return predict(model, cases, output, device=device, keep=keep, strict=strict)
+
+
+def averaged(folders: Sequence[Path], output: Path) -> "Averaged":
+    """Label maps of the mean of folders of probabilities. Raises BadData naming cases that failed."""
+    from autoseg.stages.ensemble import ensemble, sources_of
+
+    found = ensemble(sources_of(folders), output)
+    if found.failed:
+        raise BadData(found.failed)
+    return found
+
+
+def cleaned_up(spec: ModelSpec, source: Path, output: Path, workers: int | None) -> "Applied":
+    """Label maps of a folder after a model's postprocessing. Raises AutosegError if it has none."""
+    from autoseg.stages.postprocess import apply
+
+    if not spec.postprocessing:
+        raise AutosegError(
+            f"the model {spec.name} has no postprocessing: `autoseg find_best_configuration` kept "
+            "none, or was not run"
+        )
+    count = max(1, workers if workers is not None else cores())
+    axes = spec.members[0].configuration.preparation.axes
+    return apply(source, output, spec.postprocessing, spec.labels, workers=count, axes=axes)
 
 
 def evaluation(

@@ -169,17 +169,23 @@ def check_label_values(
 
 
 def check_label_not_empty(
-    case: str, labels: NDArray[np.integer], background: int = 0
+    case: str, labels: NDArray[np.integer], background: int = 0, ignore: int | None = None
 ) -> Iterator[Problem]:
-    """A warning for a label map with nothing but background."""
-    if not np.any(labels != background):
-        yield Problem(
-            case,
-            "the label map is empty",
-            f"every voxel is {background}",
-            "nothing if the structure is truly absent; otherwise draw it or take the case out",
-            fatal=False,
-        )
+    """A warning for a label map with nothing but background and voxels that nobody labelled."""
+    ignored = 0 if ignore is None else int(np.count_nonzero(labels == ignore))
+    empty = int(np.count_nonzero(labels == background))
+    if ignored + empty < labels.size:
+        return
+    found = [str(background)] * (empty > 0) + [f"{ignore} (ignored)"] * (ignored > 0)
+    yield Problem(
+        case,
+        "the label map is empty",
+        f"every voxel is {' or '.join(found)}",
+        "nothing if the structure is truly absent; otherwise draw it or take the case out"
+        if empty
+        else "label some of it or take the case out: there is nothing to learn from",
+        fatal=False,
+    )
 
 
 def check_label_integers(

@@ -1,14 +1,18 @@
-"""Connected components of a mask: the largest, their sizes, the small ones dropped.
+"""Connected components of a mask: the largest, their sizes, the small ones dropped; its holes.
 
 Voxels that touch by a corner belong together (26 neighbours; 8 where axis 0 has length one, which
-is the same thing). Masks are (*plan axes).
+is the same thing); a hole is what one cannot leave through faces. Masks are (*plan axes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
+
+AT_ONCE = 1 << 22
+"""Voxels that are counted or looked up in one step, which takes eight bytes for each."""
 
 
 def component_sizes_vox(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -36,17 +40,65 @@ def drop_small(
     volumes_mm3 = _counts(labelled) * float(np.prod(spacing_mm))
     keep = volumes_mm3 >= min_mm3
     keep[0] = False
-    return np.asarray(keep[labelled])
+    return _chosen(labelled, keep)
 
 
-def _labelled(mask: NDArray[np.bool_]) -> NDArray[np.unsignedinteger]:
+def holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What lies outside the mask and cannot reach the border of the array through faces.
+
+    In an axis of length one there is no way out, so the holes of a slice are those of its plane.
+    """
+    around = [(0, 0) if length == 1 else (1, 1) for length in mask.shape]
+    if all(length == 1 for length in mask.shape):
+        return np.zeros(mask.shape, dtype=bool)
+    labelled = _labelled(np.pad(~np.asarray(mask, dtype=bool), around, constant_values=True), 6)
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(around, mask.shape))
+    found = labelled[inside]
+    # in a row of voxels the border has two ends that do not touch
+    return np.asarray((found != labelled[0, 0, 0]) & (found != labelled[-1, -1, -1]) & (found != 0))
+
+
+def touching(parts: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The components of `parts`, connected through faces, that share a face with `mask`."""
+    labelled = _labelled(parts, 6)
+    known = np.zeros(int(labelled.max(initial=0)) + 1, dtype=bool)
+    for axis in range(mask.ndim):
+        low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(mask.ndim))
+        high = tuple(slice(1, None) if a == axis else slice(None) for a in range(mask.ndim))
+        known[labelled[low][mask[high]]] = True
+        known[labelled[high][mask[low]]] = True
+    known[0] = False
+    return _chosen(labelled, known)
+
+
+def _labelled(
+    mask: NDArray[np.bool_], connectivity: Literal[6, 26] = 26
+) -> NDArray[np.unsignedinteger]:
     """Component numbers from 1, in scan order; 0 outside the mask."""
     # The empty border is for cc3d 4.1.1, which miscounts the room that it needs where an odd side
     # is full of single voxels ("maximum length exception" on [1, 0, 1]).
     bordered = np.pad(np.asarray(mask, dtype=bool), (0, 1))
-    labelled = cc3d.connected_components(bordered, connectivity=26, binary_image=True)
+    labelled = cc3d.connected_components(bordered, connectivity=connectivity, binary_image=True)
     return labelled[:-1, :-1, :-1]
 
 
 def _counts(labelled: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    return np.bincount(labelled.ravel(), minlength=1)
+    """How often each number occurs."""
+    total = np.zeros(int(labelled.max(initial=0)) + 1, np.int64)
+    for slab in _slabs(labelled):
+        total += np.bincount(labelled[slab].ravel(), minlength=total.size)
+    return total
+
+
+def _chosen(labelled: NDArray[np.unsignedinteger], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The voxels whose number is chosen."""
+    mask = np.empty(labelled.shape, dtype=bool)
+    for slab in _slabs(labelled):
+        mask[slab] = chosen[labelled[slab]]
+    return mask
+
+
+def _slabs(array: NDArray[np.unsignedinteger]) -> Iterator[slice]:
+    rows = max(1, AT_ONCE // max(array[:1].size, 1))
+    for begin in range(0, len(array), rows):
+        yield slice(begin, begin + rows)

@@ -266,6 +266,14 @@ def _penalised(distances: Mapping[str, float], diagonal_mm: float) -> dict[str, 
     }
 
 
+def without_surfaces(scores: MaskScores, reason: str) -> MaskScores:
+    """Scores that were measured without surfaces, with the surface scores as undefined by `reason`."""
+    nowhere = _surface_scores(math.nan, math.nan, math.nan, math.nan)
+    nowhere |= _penalised(nowhere, math.nan)
+    undefined = scores.undefined | dict.fromkeys(nowhere, reason)
+    return MaskScores(scores.outcome, scores.values | nowhere, undefined)
+
+
 def _nearest(points: Floats, others: Floats) -> Floats:
     """The distance of each point to the nearest of `others`, exact.
 

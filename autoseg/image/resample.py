@@ -107,6 +107,7 @@ def resample_labels(
     target_mm: Sequence[float],
     order: int = 1,
     order_z: int = 0,
+    unlabelled: int | None = None,
 ) -> NDArray[np.integer]:
     """The label map (*S) on a grid of `shape`, in its own type; a new array.
 
@@ -115,6 +116,9 @@ def resample_labels(
     Where three or more labels meet and none reaches a half, nnU-Net leaves 0 even if no such label
     is there; here the nearest voxel's label is taken (of a map with two labels, the lower).
     Order 0: the nearest voxel's label everywhere. Slices of a coarse axis are never mixed.
+    `unlabelled` is the value of voxels that nobody labelled: a coarser grid would step over single
+    labelled slices, so a voxel that would get it has the commonest label whose voxels' centres lie
+    inside it, if there is one. (nnU-Net loses them.)
     """
     if order not in (0, 1) or order_z != 0:
         raise ValueError(f"label maps take order 0 or 1 and order_z 0, not {order} and {order_z}")
@@ -122,6 +126,14 @@ def resample_labels(
     apart = separate_axis(spacing_mm, target_mm)
     if labels.shape == new_shape:
         return labels.copy()
+    out = _labels_apart(labels, new_shape, order, apart)
+    return out if unlabelled is None else _kept(out, labels, unlabelled)
+
+
+def _labels_apart(
+    labels: NDArray[np.integer], new_shape: tuple[int, ...], order: int, apart: int | None
+) -> NDArray[np.integer]:
+    """The label map on the grid; in-plane by slices where a coarse axis goes apart."""
     in_plane = tuple(
         old if axis == apart else new
         for axis, (old, new) in enumerate(zip(labels.shape, new_shape))
@@ -237,6 +249,26 @@ def _labels_resized(
         _write_label(out, labels, lowest, present[0][1], reach)
     for value, box in others:
         _write_label(out, labels, value, box, _reach(labels.shape, shape, box))
+    return out
+
+
+def _kept(
+    out: NDArray[np.integer], labels: NDArray[np.integer], unlabelled: int
+) -> NDArray[np.integer]:
+    """`out` with the commonest label inside each voxel of it that is unlabelled."""
+    inside = [
+        ((2 * np.arange(n_in) + 1) * n_out) // (2 * n_in)
+        for n_in, n_out in zip(labels.shape, out.shape, strict=True)
+    ]
+    lost = np.nonzero((labels != unlabelled) & (out[np.ix_(*inside)] == unlabelled))
+    if not lost[0].size:
+        return out
+    places = np.ravel_multi_index([to[at] for to, at in zip(inside, lost)], out.shape)
+    pairs = np.stack([places, labels[lost].astype(np.int64)])
+    found, counts = np.unique(pairs, axis=1, return_counts=True)
+    commonest = found[:, np.lexsort((found[1], counts))]  # the last that is written stays
+    out = np.ascontiguousarray(out)
+    out.reshape(-1)[commonest[0]] = commonest[1]
     return out
 
 

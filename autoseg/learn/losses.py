@@ -1,15 +1,20 @@
 """Losses: functions (logits (B, K, *S), labels (B, *S) int64) -> a scalar, computed in float32.
 
-Here belong region and voxel losses and how they are applied to several resolutions at once.
+Here belong region and voxel losses and how they are applied to several resolutions at once. Labels
+are class indices; `loss_of` chooses the loss that a dataset's labels ask for.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
+from autoseg.documents.labels import IGNORE, LabelSet
 from autoseg.documents.plan import Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -41,8 +46,8 @@ class DiceCrossEntropy(torch.autograd.Function):
         index = labels.unsqueeze(1)
         p = exact.log_softmax(1)
         at_label = p.gather(1, index)
-        count = labels.numel() if valid is None else int(valid.sum())
-        entropy = -(at_label if valid is None else at_label * valid).sum() / max(count, 1)
+        count = labels.numel() if valid is None else valid.sum(dtype=p.dtype).clamp(min=1)
+        entropy = -(at_label if valid is None else at_label * valid).sum() / count
         p, at_label = p.exp_(), at_label.exp_()
         if valid is not None:
             p *= valid
@@ -52,7 +57,8 @@ class DiceCrossEntropy(torch.autograd.Function):
             here = index == k
             overlap[..., k] = torch.where(here, at_label, 0).sum(over)[..., 0]
             here = here if valid is None else here & valid
-            size[..., k] = here.sum(over)[..., 0]
+            # a sum of booleans makes a copy in the type that it counts in: half as wide as usual
+            size[..., k] = here.sum(over, dtype=torch.int32)[..., 0]
         predicted = p.sum(over)
         below = predicted + size + smooth
         dice = (2 * overlap + smooth) / below
@@ -60,7 +66,7 @@ class DiceCrossEntropy(torch.autograd.Function):
         for_overlap, for_predicted = -2 * share / below, share * dice / below
         for_overlap[..., 0] = for_predicted[..., 0] = 0
         ctx.save_for_backward(p, at_label, labels, valid, for_overlap, for_predicted)
-        ctx.entropy_share, ctx.dtype = weights[1] / max(count, 1), logits.dtype
+        ctx.entropy_share, ctx.dtype = weights[1] / count, logits.dtype
         return weights[1] * entropy - weights[0] * dice[..., 1:].mean()
 
     @staticmethod
@@ -83,6 +89,58 @@ class DiceCrossEntropy(torch.autograd.Function):
         return (out.mul_(grad)).to(ctx.dtype), None, None, None, None, None
 
 
+class DiceBinaryCrossEntropy(torch.autograd.Function):
+    """Weighted binary cross-entropy minus weighted soft Dice, with its gradient written out.
+
+    With p_r = sigmoid(logits_r) and `inside` (B, R, *S) whether a voxel belongs to region r; Dice as
+    in `DiceCrossEntropy`, averaged over all regions. Autograd's own way keeps as many numbers again,
+    which told in a step's memory where there are many regions; here p and `inside` are kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        inside: Tensor,
+        valid: Tensor | None,
+        weights: tuple[float, float],
+        smooth: float,
+        batch_dice: bool,
+    ) -> Tensor:
+        exact = logits if logits.dtype == torch.float64 else logits.float()
+        over = (0,) * batch_dice + tuple(range(2, exact.ndim))
+        # the entropy of each voxel grows with how wrong its logit is
+        each = functional.softplus(torch.where(inside, -exact, exact))
+        entropy = (each if valid is None else each.mul_(valid)).sum()
+        del each
+        p = exact.sigmoid()
+        del exact
+        count = p.new_full((), inside.numel())
+        if valid is not None:
+            count = valid.sum(dtype=p.dtype).mul(p.shape[1]).clamp(min=1)
+            p *= valid  # and so no gradient below
+            inside = inside & valid
+        overlap = torch.where(inside, p, 0).sum(over)
+        below = p.sum(over) + inside.sum(over, dtype=torch.int32) + smooth
+        dice = (2 * overlap + smooth) / below
+        share = weights[0] / dice.numel()
+        ctx.save_for_backward(p, inside, -2 * share / below, share * dice / below)
+        ctx.entropy_share, ctx.dtype = weights[1] / count, logits.dtype
+        return weights[1] * entropy / count - weights[0] * dice.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        p, inside, for_overlap, for_predicted = ctx.saved_tensors
+        wide = (-1, p.shape[1], *[1] * (p.ndim - 2))
+        missed = (for_overlap + for_predicted).reshape(wide)
+        out = torch.where(inside, missed, for_predicted.reshape(wide))
+        # in place, and with one array beside it at a time
+        out.mul_(1 - p).add_(ctx.entropy_share).mul_(p)
+        out.sub_(inside * ctx.entropy_share)
+        return (out.mul_(grad)).to(ctx.dtype), None, None, None, None, None
+
+
 def _sums(p: Tensor, over: Sequence[int]) -> tuple[int, ...]:
     return (p.shape[1],) if 0 in over else (p.shape[0], p.shape[1])
 
@@ -90,8 +148,9 @@ def _sums(p: Tensor, over: Sequence[int]) -> tuple[int, ...]:
 def dice_ce(train: Training, ignore: int | None = None) -> Loss:
     """nnU-Net's loss with the weights of a plan: cross-entropy minus soft Dice of the foreground.
 
-    Voxels labelled `ignore` count nowhere. Dice is per sample, or of the whole batch as one volume
-    where `batch_dice`. A class that is absent and not predicted scores 1, by the smoothing term.
+    Voxels labelled `ignore` count nowhere; where nothing else is, the loss is 0. Dice is per
+    sample, or of the whole batch as one volume where `batch_dice`. A class that is absent and not
+    predicted scores 1, by the smoothing term.
     """
     weights = (train.dice_weight, train.ce_weight)
 
@@ -103,9 +162,51 @@ def dice_ce(train: Training, ignore: int | None = None) -> Loss:
         value: Tensor = DiceCrossEntropy.apply(  # type: ignore[no-untyped-call]
             logits, labels, valid, weights, train.dice_smooth, train.batch_dice
         )
-        return value
+        return value if valid is None else value * valid.any()
 
     return loss
+
+
+def dice_bce(train: Training, members: NDArray[np.bool_], ignore: int | None = None) -> Loss:
+    """nnU-Net's loss of regions: binary cross-entropy minus soft Dice, both of every region.
+
+    `members` (R, classes) says which classes belong to a region; logits are (B, R, *S). The
+    entropy is the mean over voxels and regions. The rest is as in `dice_ce`.
+    """
+    weights = (train.dice_weight, train.ce_weight)
+    regions = [np.flatnonzero(row).tolist() for row in members]
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        inside = memberships(labels, regions, like=logits)
+        valid = None if ignore is None else (labels != ignore).unsqueeze(1)
+        value: Tensor = DiceBinaryCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits, inside, valid, weights, train.dice_smooth, train.batch_dice
+        )
+        return value if valid is None else value * valid.any()
+
+    return loss
+
+
+def memberships(labels: Tensor, regions: Sequence[Sequence[int]], *, like: Tensor) -> Tensor:
+    """(B, R, *S) whether the class of each voxel of (B, *S) belongs to each region.
+
+    `regions` are class indices; the answer lies in memory as `like`, a tensor of its shape.
+    """
+    found = torch.zeros_like(like, dtype=torch.bool)
+    for k in sorted({k for classes in regions for k in classes}):
+        here = labels == k
+        for r, classes in enumerate(regions):
+            if k in classes:
+                found[:, r] |= here
+    return found
+
+
+def loss_of(train: Training, labels: LabelSet) -> Loss:
+    """The loss for the labels of a dataset: of its regions where it has some, else of its classes."""
+    ignore = None if labels.ignore is None else IGNORE
+    if labels.regions:
+        return dice_bce(train, labels.members, ignore)
+    return dice_ce(train, ignore)
 
 
 def downsampled(labels: Tensor, shape: Sequence[int]) -> Tensor:

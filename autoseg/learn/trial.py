@@ -8,7 +8,7 @@ from torch import nn
 
 from autoseg.documents.plan import Training
 from autoseg.learn.loop import advance
-from autoseg.learn.losses import deeply, dice_ce
+from autoseg.learn.losses import Loss, deeply, dice_ce
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.state import Average, Run
 from autoseg.learn.variants import Variant
@@ -20,10 +20,12 @@ def trial_step(
     shape: Sequence[int],
     classes: int,
     variant: Variant,
+    loss: Loss | None = None,
 ) -> Callable[[], object]:
     """A function that does one step of training on random numbers; `shape` is (C, *patch).
 
-    It changes the weights of `net`, a network of its own.
+    `loss` is given labels of so many `classes`; without one it is that of classes. The step changes
+    the weights of `net`, a network of its own.
     """
     device = next(net.parameters()).device
     run = Run(net, optimiser(train, net))
@@ -31,11 +33,11 @@ def trial_step(
         run.average = Average(net, 0.9)
     image = torch.randn(train.batch_size, *shape, device=device)
     labels = torch.randint(0, classes, (train.batch_size, *shape[1:]), device=device)
-    loss = deeply(dice_ce(train), train.supervision)
+    deep = deeply(loss or dice_ce(train), train.supervision)
 
     def step() -> object:
         return advance(
-            run, [(image, labels)], loss=loss, lr_at=lambda _: 1e-6, stop=run.step + 1, seed=0,
+            run, [(image, labels)], loss=deep, lr_at=lambda _: 1e-6, stop=run.step + 1, seed=0,
             variant=variant, clip_norm=train.clip_norm,
         )  # fmt: skip
 

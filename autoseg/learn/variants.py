@@ -174,7 +174,7 @@ def candidates(
     """
     precisions: list[Precision] = ["float32"]
     if precision != "auto":
-        _refuse_impossible(device, precision)
+        refuse_impossible(device, precision)
         precisions = [precision]
     elif device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         precisions.append("bfloat16")
@@ -191,16 +191,15 @@ def candidates(
     ]
 
 
-def _refuse_impossible(device: str, precision: Precision) -> None:
+def refuse_impossible(device: str, precision: Precision) -> None:
+    """Raise AutosegError where a precision cannot be computed on a type of device."""
     if device != "cpu" or precision == "float32":
         return
     if precision == "float16":
-        raise AutosegError(
-            "train.precision is float16, which only a card computes; choose float32 or auto"
-        )
+        raise AutosegError("the precision is float16, which only a card computes; choose float32")
     if not bfloat16_works():
         raise AutosegError(
-            "train.precision is bfloat16, but this processor cannot run it; choose float32 or auto"
+            "the precision is bfloat16, which this processor cannot compute; choose float32"
         )
 
 

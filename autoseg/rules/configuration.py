@@ -23,6 +23,7 @@ from autoseg.rules.draft import Draft, own_network
 from autoseg.rules.network import features
 from autoseg.rules.recipe import (
     CORE_MACS_PER_S,
+    Anatomy,
     Fixed,
     Recipe,
     StepSeconds,
@@ -103,7 +104,7 @@ class Setting:
                 changes["in_channels"] = self.inputs
             if isinstance(whole, Mapping) and "recompute" in whole:
                 changes.setdefault("recompute", whole["recompute"])
-            network = own_network(whole, self.inputs, self.world.labels.count, changes)
+            network = own_network(whole, self.inputs, self.world.labels.outputs, changes)
             if network.dimensions != len(self.spacing_mm):
                 if self.pins.by_name(self.name, "network"):
                     raise PlanError(
@@ -114,7 +115,7 @@ class Setting:
         return Draft(
             self.ask.network,
             self.inputs,
-            self.world.labels.count,
+            self.world.labels.outputs,
             self.spacing_mm,
             self.number("width"),
             changes,
@@ -216,8 +217,12 @@ def element_budget(setting: Setting) -> Budget:
     """nnU-Net's budget for a configuration."""
     preset = nnunet_preset(setting.ask.network)
     memory = setting.ask.device.memory_gb or preset.memory_gb
-    channels, classes = len(setting.fingerprint.channels), setting.world.labels.count
-    return nnunet.element_budget(preset, len(setting.spacing_mm), channels, classes, memory)
+    channels, labels = len(setting.fingerprint.channels), setting.world.labels
+    # nnU-Net reckons with the labels that dataset.json names, not with the network's outputs
+    named = (len(labels.regions) + 1 if labels.regions else labels.count) + (
+        labels.ignore is not None
+    )
+    return nnunet.element_budget(preset, len(setting.spacing_mm), channels, named, memory)
 
 
 def _nnunet_batch(
@@ -300,7 +305,8 @@ def document_for(
     world, topology = setting.world, recipe.topology.value
     batch = recipe.batch_size.value
     sampled, batch_dice, sampled_why = _sampling(setting, topology.patch_vox, batch)
-    augmentation, augmentation_why = augmentation_for(topology.patch_vox)
+    anatomy = Anatomy.of(world, setting.ask, flat=setting.fingerprint.dimensions == 2)
+    augmentation, augmentation_why = augmentation_for(topology.patch_vox, anatomy)
     document: dict[str, Any] = {
         "preparation": {
             "axes": world.axes,
@@ -327,7 +333,7 @@ def document_for(
         "train.batch_size": recipe.batch_size.why,
         "train.batch_dice": batch_dice.why,
         widths: recipe.features.why if setting.draft.whole is None else "pinned by you",
-        "augmentation": augmentation_why,
+        **augmentation_why,
         **sampled_why,
         **recipe.why,
         **pinned_reasons(setting),

@@ -51,8 +51,9 @@ REFERENCE_BATCH = {2: 12, 3: 2}
 class Dataset:
     """The numbers of a dataset that decide: one spacing and one cropped shape a case.
 
-    `outputs` counts the labels with background, `relative_size` is the median of voxels after the
-    crop to the nonzero box / voxels before.
+    `outputs` counts the labels that dataset.json names, as nnU-Net reckons: background, regions and
+    an ignore label count one each. `relative_size` is the median of voxels after the crop to the
+    nonzero box / voxels before.
     """
 
     spacings_mm: tuple[Spacing, ...]

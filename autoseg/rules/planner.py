@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.labels import LabelSet
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Plan, parse_plan
 from autoseg.documents.presets.table import preset_named
@@ -101,9 +102,29 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
         "train_minutes": ask.minutes,
         "pinned": dict(ask.pins),
         "configurations": configurations,
-        "why": why,
+        "why": why | _label_reasons(world.labels),
     }
     return parse_plan(document, f"the plan {ask.name!r}")
+
+
+def _label_reasons(labels: LabelSet) -> dict[str, str]:
+    """What regions and an ignore label change, where there are such."""
+    said = []
+    if labels.regions:
+        names = ", ".join(region.name for region in labels.regions)
+        over = " over ".join(region.name for region in reversed(labels.regions))
+        said.append(
+            f"one output a region ({names}) with a sigmoid, since regions overlap and a voxel may "
+            f"belong to several of them; label maps are painted {over}. Patches are placed on the "
+            f"{labels.count - 1} values that the regions are made of."
+        )
+    if labels.ignore is not None:
+        said.append(
+            f"voxels of the value {labels.ignore} are labelled by nobody and count neither in the "
+            "loss nor in scores; volumes and pieces were measured in what is labelled, and may be "
+            "larger."
+        )
+    return {"labels": " ".join(said)} if said else {}
 
 
 def _card(ask: Ask) -> Card | None:

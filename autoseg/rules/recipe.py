@@ -14,7 +14,9 @@ from autoseg.rules.decision import Decision, Size, Spacing, lengths, sizes
 from autoseg.rules.draft import Draft
 from autoseg.rules.network import MOST_FEATURES, features
 from autoseg.rules.search import descending
+from autoseg.rules.sides import mirror_axes, paired_labels, pairs_told
 from autoseg.rules.topology import Topology, initial_patch
+from autoseg.rules.world import Ask, World
 
 NNUNET_STEPS = 250_000
 CARD_STEPS = 125_000
@@ -73,21 +75,64 @@ class Recipe:
     recompute: bool = False
 
 
-def augmentation_for(patch_vox: Size) -> tuple[dict[str, Any], str]:
-    """Rotation range, plane and mirrored axes for a patch, and why (nnU-Net's rule)."""
-    axes = list(range(len(patch_vox)))
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the sides of the patient lie: the plan's axes, and the names of the structures.
+
+    `flat` says that the images themselves are 2D.
+    """
+
+    axes: str
+    names: tuple[str, ...]
+    flat: bool
+    planner: Literal["autoseg", "nnunet"]
+
+    @classmethod
+    def of(cls, world: World, ask: Ask, *, flat: bool) -> "Anatomy":
+        """What is known of the patient's sides when `ask` is planned for."""
+        return cls(world.axes, tuple(world.labels.structures), flat, ask.planner)
+
+
+def augmentation_for(patch_vox: Size, anatomy: Anatomy) -> tuple[dict[str, Any], dict[str, str]]:
+    """Rotation range, plane and mirrored axes for a patch, and why by key (nnU-Net's rule).
+
+    Where the `anatomy` has left and right structures, the default planner mirrors along fewer axes.
+    """
+    found, turned, why = _turned(patch_vox)
+    everywhere = tuple(range(len(patch_vox)))
+    reasons = {"augmentation": why}
+    if anatomy.planner == "nnunet":
+        pairs = paired_labels(anatomy.names)
+        told = f"{pairs_told(anatomy.names, pairs)}; nnU-Net mirrors along every axis all the same."
+        mirrored = Decision(everywhere, told if pairs else "")
+    else:
+        mirrored = mirror_axes(
+            anatomy.axes,
+            len(patch_vox),
+            anatomy.names,
+            everywhere,
+            flat_images=anatomy.flat,
+            turned=turned,
+        )
+    if mirrored.why:
+        reasons["augmentation.mirror_axes"] = mirrored.why
+    return {**found, "mirror_axes": list(mirrored.value)}, reasons
+
+
+def _turned(patch_vox: Size) -> tuple[dict[str, Any], tuple[int, ...], str]:
+    """How a patch is turned, the axes between which that may be by half a turn, and why."""
     if len(patch_vox) == 2:
         flat = max(patch_vox) / min(patch_vox) > FLAT_PATCH_ABOVE
         angle = 15.0 if flat else 180.0
         why = f"a 2D patch of {patch_vox[0]} x {patch_vox[1]} may be turned by up to {angle:g}°."
-        return {"rotation_degrees": [angle], "mirror_axes": axes}, why
+        return {"rotation_degrees": [angle]}, () if flat else (0, 1), why
     if max(patch_vox) / patch_vox[0] > DUMMY_2D_ABOVE:
         why = (
             f"the patch is {max(patch_vox) / patch_vox[0]:.1f} times as wide as it is deep in "
             "voxels, so it is turned and scaled within its slices only."
         )
-        return {"rotation_degrees": [180.0], "dummy_2d": True, "mirror_axes": axes}, why
-    return {"rotation_degrees": [30.0] * 3, "mirror_axes": axes}, "nnU-Net's ranges for 3D patches."
+        return {"rotation_degrees": [180.0], "dummy_2d": True}, (1, 2), why
+    return {"rotation_degrees": [30.0] * 3}, (), "nnU-Net's ranges for 3D patches."
 
 
 def gpu_recipe(

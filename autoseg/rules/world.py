@@ -156,11 +156,7 @@ def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, di
         spacings, shapes = _along(fingerprint.cases, axes.value)
         target = replace(target, value=grid.target_spacing(spacings, shapes).value)
     median = grid.median_shape(shapes, spacings, target.value)
-    labels = LabelSet(
-        names=("background", *(x.name for x in fingerprint.labels)),
-        values=(0, *(x.value for x in fingerprint.labels)),
-    )
-    world = World(axes.value, spacings, shapes, target.value, median.value, labels)
+    world = World(axes.value, spacings, shapes, target.value, median.value, fingerprint.label_set)
     return world, {
         "preparation.axes": axes.why,
         "preparation.spacing_mm": target.why,

@@ -1,7 +1,8 @@
 """A dataset of phantoms: ellipsoids that stand for a body, an organ and a lesion inside it.
 
 It lets a person see the whole way without data of their own, and gives tests small datasets of
-every look (MR, CT, thick slices, two sequences, colour pictures). Nothing about it is anatomy: a
+every look (MR, CT, thick slices, two sequences, colour pictures, regions, a few labelled slices).
+Nothing about it is anatomy: a
 score on it says that the machinery works, and nothing about patients.
 """
 
@@ -23,6 +24,9 @@ from autoseg.image.volume import Grid
 
 AXES = "RAS"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
+REGIONS = {"background": 0, "organ with lesion": [1, 2], "lesion": 2}
+UNLABELLED = 3
+"""The value of the ignore label, where only some slices are labelled."""
 DESCRIPTION = (
     "Synthetic: ellipsoids with blur, noise and a bias field. No patient, no anatomy; a score on "
     "it shows that the machinery works, and nothing else."
@@ -39,7 +43,9 @@ class Look:
     `lesion_share` is the share of the cases that have a lesion, `lesion_factor` the lesions' mean
     volume as a multiple of the usual one (a tenth of the organ). `bias` is the strength of
     the multiplicative field (standard deviation of its logarithm) and of the change of scale from
-    case to case; 0 for CT, whose scale is absolute.
+    case to case; 0 for CT, whose scale is absolute. `regions` declares the organ with its lesion and
+    the lesion as overlapping regions. `labelled_slices` is how many axial slices of each training
+    case are labelled, one of them through the lesion; None: all. Test cases are labelled wholly.
     """
 
     channels: tuple[str, ...]
@@ -51,6 +57,8 @@ class Look:
     file_ending: str = ".nii.gz"
     lesion_share: float = 1.0
     lesion_factor: float = 1.0
+    regions: bool = False
+    labelled_slices: int | None = None
 
 
 LOOKS = {
@@ -75,8 +83,13 @@ LOOKS = {
         spacing_mm=(1.0, 1.0, 1.0),
         file_ending=".png",
     ),
+    "regions": Look(("MRI",), ((20, 300, 420, 560),), noise=45, bias=0.15, regions=True),
+    "scribbles": Look(("MRI",), ((20, 300, 420, 560),), noise=45, bias=0.15, labelled_slices=5),
 }
-"""Ready looks: MR, CT in Hounsfield units, thick slices, two sequences, colour pictures."""
+"""Ready looks: MR, CT in Hounsfield units, thick slices, two sequences, colour pictures, nested
+regions, a few labelled slices."""
+LATER = {"regions": False, "labelled_slices": None}
+"""Fields of a look that came later: what was made before they did is known without them."""
 
 
 def make_phantom(
@@ -109,12 +122,18 @@ def make_phantom(
 
 
 def _document(look: Look, cases: int, test_cases: int, seed: int) -> dict[str, Any]:
-    recipe = {"look": asdict(look), "cases": cases, "test_cases": test_cases, "seed": seed}
+    drawn = {k: v for k, v in asdict(look).items() if k not in LATER or v != LATER[k]}
+    recipe = {"look": drawn, "cases": cases, "test_cases": test_cases, "seed": seed}
+    labels: dict[str, Any] = {"labels": REGIONS if look.regions else LABELS}
+    if look.labelled_slices is not None:
+        labels["labels"] = labels["labels"] | {"ignore": UNLABELLED}
+    if look.regions:
+        labels["regions_class_order"] = [1, 2]
     return {
         "name": "Phantom",
         "description": DESCRIPTION,
         "channel_names": {str(i): channel for i, channel in enumerate(look.channels)},
-        "labels": LABELS,
+        **labels,
         "numTraining": cases,
         "file_ending": look.file_ending,
         "licence": "CC0",
@@ -145,6 +164,8 @@ def _write_cases(folder: Path, look: Look, indices: range, seed: int, part: str)
     for index in indices:
         case = f"phantom_{index + 1:03d}"
         image, labels = phantom(look, seed, index)
+        if part == "Tr" and look.labelled_slices is not None:
+            labels = sliced(labels, look.labelled_slices)
         for channel, pixels in _files(look, image):
             target = folder / f"images{part}" / f"{case}_{channel:04d}{look.file_ending}"
             target.parent.mkdir(exist_ok=True)
@@ -204,6 +225,20 @@ def phantom(look: Look, seed: int, index: int) -> tuple[NDArray[Any], NDArray[np
     labels = np.where(lesion & organ & has_lesion, 2, organ).astype(np.int16)
     looks_like = np.where(labels > 0, labels + 1, np.where(vessel & body, 3, body))
     return _imaged(look, rng, looks_like), labels
+
+
+def sliced(labels: NDArray[np.int16], count: int) -> NDArray[np.int16]:
+    """Labels (i, j, k) with `count` slices of the last axis kept and UNLABELLED in all others.
+
+    They lie evenly from end to end, but for the one that is moved to where most of the lesion is
+    seen, or of the organ where there is none.
+    """
+    kept = np.linspace(0, labels.shape[2] - 1, count + 2)[1:-1].round().astype(int)
+    fullest = int(np.count_nonzero(labels == labels.max(), axis=(0, 1)).argmax())
+    kept[np.abs(kept - fullest).argmin()] = fullest
+    found = np.full_like(labels, UNLABELLED)
+    found[..., kept] = labels[..., kept]
+    return found
 
 
 def _ellipsoid(

@@ -13,12 +13,14 @@ from autoseg.documents.report import CaseScores, Report, build_report, label_sco
 from autoseg.errors import AutosegError, BadData, Problem, nearest
 from autoseg.files import explaining
 from autoseg.image.checks import check_label_values, check_same_grid
-from autoseg.image.metrics import TOLERANCE_MM, measure_labels
+from autoseg.image.metrics import TOLERANCE_MM, measure_labels, without_surfaces
 from autoseg.image.reading import read_labels
 from autoseg.pool import over_units
 
 AS_ARRAYS = "stored"
 """Scores do not depend on the axes; the file's order, slowest axis first, spares a copy."""
+UNLABELLED = "not wholly labelled"
+"""Why a case with ignored voxels has no surface distances."""
 
 
 def label_files(folder: Path) -> dict[str, Path]:
@@ -66,25 +68,34 @@ def labels_seen(pairs: Mapping[str, tuple[Path, Path]]) -> LabelSet:
 def score_case(
     pair: tuple[str, tuple[Path, Path]], *, labels: LabelSet, tolerance_mm: float, surfaces: bool
 ) -> CaseScores:
-    """The scores of one prediction against its reference, both in label values."""
+    """The scores of one prediction against its reference, both in label values.
+
+    Voxels that nobody labelled in the reference count in no score, and where there are such no
+    surface does: its hidden parts have no border. A prediction's own ignore value is no structure.
+    """
     case, (predicted_path, reference_path) = pair
     reference, problems = read_labels(reference_path, AS_ARRAYS)
     predicted, more = read_labels(predicted_path, AS_ARRAYS, reference.grid)
     problems += more
     problems += check_same_grid(case, reference.grid, predicted.grid, AS_ARRAYS, "prediction")
     for volume in (predicted, reference):
-        problems += check_label_values(case, volume.array, labels.values)
+        problems += check_label_values(case, volume.array, labels.allowed)
     if any(p.fatal for p in problems):
         raise BadData([p for p in problems if p.fatal])
+    known = None if labels.ignore is None else reference.array[0] != labels.ignore
+    hidden = known is not None and not known.all()
     scores = measure_labels(
         predicted.array[0],
         reference.array[0],
-        {name: (value,) for name, value in zip(labels.names[1:], labels.values[1:], strict=True)},
+        labels.structures,
         reference.spacing_mm,
         dimensions=2 if reference.grid.dimensions == 2 else 3,
         tolerance_mm=tolerance_mm,
-        surfaces=surfaces,
+        surfaces=surfaces and not hidden,
+        valid=known if hidden else None,
     )
+    if surfaces and hidden:
+        scores = {name: without_surfaces(found, UNLABELLED) for name, found in scores.items()}
     return CaseScores(
         case=case,
         labels={

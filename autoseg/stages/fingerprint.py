@@ -31,6 +31,7 @@ from autoseg.documents.fingerprint import (
     NamedProblem,
     measured_key,
 )
+from autoseg.documents.labels import IGNORE
 from autoseg.errors import AutosegError, BadData, Problem
 from autoseg.files import explaining, read_json, sha256_file, sha256_json, sweep, write_json
 from autoseg.image.checks import (
@@ -113,8 +114,8 @@ def measure_case(case: Case, dataset: Dataset) -> tuple[CaseMeasure | None, list
             labels, found = read_labels(case.label, AS_STORED, image.grid)
             problems += found
             problems += check_pair(case.id, image, labels)
-            problems += check_label_values(case.id, labels.array, dataset.labels.values)
-            problems += check_label_not_empty(case.id, labels.array)
+            problems += check_label_values(case.id, labels.array, dataset.labels.allowed)
+            problems += check_label_not_empty(case.id, labels.array, ignore=dataset.labels.ignore)
     except BadData as error:
         return None, [dataclasses.replace(p, case=case.id) for p in error.problems]
     except AutosegError as error:
@@ -144,6 +145,7 @@ def _measures(
         cropped_shape=(cropped[0], cropped[1], cropped[2]),
         channels=tuple(_channel(channel, foreground) for channel in image.array),
         labels=tuple(_label(classes == k, voxel_mm3) for k in range(1, structures + 1)),
+        ignored_vox=int(np.count_nonzero(classes[box] == IGNORE)),
     )
 
 
@@ -189,7 +191,7 @@ def _work(case: Case, dataset: Dataset, measured: Path, verify: bool) -> tuple[M
     old = read_measured(path)
     new = MeasuredCase(
         version=VERSION,
-        label_values=dataset.labels.values,
+        label_values=dataset.labels.allowed,
         channels=len(dataset.channels),
         files=marks(case, dataset.folder, old, verify),
         measure=None,
@@ -217,7 +219,7 @@ def unchanged(case: Case, dataset: Dataset, measured: Path) -> MeasuredCase | No
     old = read_measured(measured / f"{case.id}.json")
     if old is None:
         return None
-    if (old.label_values, old.channels) != (dataset.labels.values, len(dataset.channels)):
+    if (old.label_values, old.channels) != (dataset.labels.allowed, len(dataset.channels)):
         return None
     files = [*case.images, *([case.label] if case.label else [])]
     if {_place(path, dataset.folder) for path in files} != old.files.keys():
@@ -261,7 +263,8 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
                 continue
             results[case.id], new = result
             redone += new
-    log.info("fingerprint of %s: %d of %d cases measured", dataset.name, redone, len(cases))
+    if redone:
+        log.info("fingerprint of %s: %d of %d cases measured", dataset.name, redone, len(cases))
     for case_id in sorted(results):
         problems += [Problem(**p.dump()) for p in results[case_id].problems]
     checks = {"problems": [p.to_dict() for p in problems]}
@@ -296,7 +299,7 @@ def summary(dataset: Dataset, measured: list[MeasuredCase]) -> Fingerprint:
             ]
         )
     voxels = np.array([[x.voxels for x in m.labels] for m in measures], dtype=np.int64)
-    inside = np.array([prod(m.cropped_shape) for m in measures], dtype=np.int64)
+    inside = np.array([prod(m.cropped_shape) - m.ignored_vox for m in measures], dtype=np.int64)
     foreground = int(voxels.sum())
     return Fingerprint(
         dataset=dataset.name,
@@ -337,6 +340,8 @@ def summary(dataset: Dataset, measured: list[MeasuredCase]) -> Fingerprint:
             m.case for m, row in zip(measures, voxels, strict=True) if not row.any()
         ),
         outliers=tuple(_outliers(measures, dataset)),
+        regions=dataset.labels.regions,
+        ignore=dataset.labels.ignore,
     )
 
 
@@ -376,7 +381,7 @@ def _label_summary(
         name=dataset.labels.foreground[index],
         value=dataset.labels.values[index + 1],
         cases=len(shown),
-        share_of_voxels=sum(m.voxels for m in shown) / inside,
+        share_of_voxels=sum(m.voxels for m in shown) / max(inside, 1),
         median_volume_mm3=float(np.median([m.volume_mm3 for m in shown])) if shown else None,
         median_components=float(np.median([m.components for m in shown])) if shown else None,
         median_component_mm3=float(np.median(middle)) if middle else None,
@@ -385,7 +390,10 @@ def _label_summary(
 
 
 def _outliers(measures: list[CaseMeasure], dataset: Dataset) -> Iterator[NamedProblem]:
-    """Cases that differ from the others in spacing, brightness or structure volume: to be looked at."""
+    """Cases that differ from the others in spacing, brightness or structure volume: to be looked at.
+
+    The volume of a structure is known where somebody labelled every voxel.
+    """
     rows: list[tuple[str, str, str, list[float | None]]] = [
         ("the voxel volume is unlike the others'", "mm³", "check the spacing in its header",
          [float(np.log(prod(m.spacing_mm))) for m in measures]),
@@ -398,8 +406,8 @@ def _outliers(measures: list[CaseMeasure], dataset: Dataset) -> Iterator[NamedPr
     for i, name in enumerate(dataset.labels.foreground):
         rows.append(
             (f"the volume of {name} is unlike the others'", "mm³", "look at its label",
-             [float(np.log(m.labels[i].volume_mm3)) if m.labels[i].voxels else None
-              for m in measures])
+             [float(np.log(m.labels[i].volume_mm3))
+              if m.labels[i].voxels and not m.ignored_vox else None for m in measures])
         )  # fmt: skip
     for what, unit, fix, values in rows:
         known = np.array([v for v in values if v is not None])

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from autoseg.documents.dataset import Dataset
 from autoseg.documents.fingerprint import Fingerprint, MeasuredCase
+from autoseg.documents.model import ModelSpec
 from autoseg.documents.plan import Preparation, read_plan
 from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, lines
@@ -67,7 +69,7 @@ def measured_state(places: DatasetPlaces, dataset: Dataset, case_id: str) -> str
         stat = file.stat()
         if known is None or (known.size, known.mtime_ns) != (stat.st_size, stat.st_mtime_ns):
             return "changed"
-    same = (kept.label_values, kept.channels) == (dataset.labels.values, len(dataset.channels))
+    same = (kept.label_values, kept.channels) == (dataset.labels.allowed, len(dataset.channels))
     return "current" if same else "changed"
 
 
@@ -153,3 +155,26 @@ def validation_row(title: str, fold: Fold) -> Row:
     stamps = list((fold.validation / ".stamps").glob("*.json"))
     total = len(RunSpec.read(fold.run).validation_cases)
     return Row(name, "half done" if stamps else "missing", f"{len(stamps)} of {total} cases")
+
+
+def choice_rows(folder: Path, title: str, results: Path) -> Iterator[Row]:
+    """What find_best_configuration chose: done, or stale where folds were trained since."""
+    path = folder / "model.json"
+    if not path.exists():
+        return
+    try:
+        spec = ModelSpec.read(path)
+    except AutosegError as error:
+        yield Row(title, "stale", str(error).splitlines()[0])
+        return
+    members = " + ".join(member.name for member in spec.members)
+    score = spec.cross_validation.mean_dice if spec.cross_validation else None
+    text = members if score is None else f"{members}, mean Dice {score:.4f}"
+    made = path.stat().st_mtime
+    for member in spec.every_member():
+        for weights in member.weights:
+            file = results / weights.file
+            if not file.exists() or file.stat().st_mtime > made:
+                yield Row(title, "stale", f"fold {weights.fold} of {member.name} changed since")
+                return
+    yield Row(title, "done", text)

@@ -29,7 +29,7 @@ from autoseg.infer.tiles import positions
 from autoseg.infer.volume import tile_for
 from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
-from autoseg.learn.losses import deeply, dice_ce
+from autoseg.learn.losses import deeply, loss_of
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.scores import volume_dice
@@ -187,7 +187,9 @@ def _trial(spec: RunSpec, device: torch.device, variant: Variant) -> Callable[[]
     configuration = spec.configuration
     net = build(configuration.network).to(device)
     shape = (configuration.network.in_channels, *configuration.patch_vox)
-    return trial_step(net, configuration.train, shape, configuration.network.classes, variant)
+    labels = configuration.preparation.labels
+    loss = loss_of(configuration.train, labels)
+    return trial_step(net, configuration.train, shape, labels.count, variant, loss)
 
 
 def first_total(fold: Fold, train: Training) -> int:
@@ -274,11 +276,14 @@ def _train(
     stopped: threading.Event,
 ) -> None:
     configuration = spec.configuration
-    recipe = configuration.train
+    recipe, labels = configuration.train, configuration.preparation.labels
     prepared = places.prepared(configuration.preparation.key)
     held = free_bytes() // RAM_PART // (1 + _workers(workers, device))
-    seen = StoredCases(prepared, spec.train_cases, held)
-    held_out = StoredCases(prepared, spec.validation_cases)
+    earlier = None
+    if configuration.previous is not None:
+        earlier = places.previous(spec.plan, spec.configuration_name, spec.run)
+    seen = StoredCases(prepared, spec.train_cases, held, previous=earlier)
+    held_out = StoredCases(prepared, spec.validation_cases, previous=earlier)
     variant = choose_variant(spec, fold, device, time_s)
     run = open_run(spec, fold, device, variant)
     pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
@@ -293,7 +298,7 @@ def _train(
     pairs = list(validation_batches(held_out, shown, recipe.validation_batches))
 
     def score() -> float | None:
-        return volume_dice(variant, run.speaker, pairs, configuration.network.classes, device)
+        return volume_dice(variant, run.speaker, pairs, labels, device)
 
     batches = Batches(seen, shown, run.step, ENDLESS, _workers(workers, device), device)
     bar = tqdm(
@@ -306,7 +311,7 @@ def _train(
             advance(
                 run,
                 batches,
-                loss=deeply(dice_ce(recipe), recipe.supervision),
+                loss=deeply(loss_of(recipe, labels), recipe.supervision),
                 lr_at=paced_rate(recipe, pace),
                 stop=ENDLESS,
                 seed=recipe.seed,

@@ -92,6 +92,28 @@ def test_an_empty_label_is_a_warning() -> None:
     assert list(check_label_not_empty("a", np.zeros((1, 2), dtype=int), background=1)) == []
 
 
+@pytest.mark.parametrize(
+    ("drawn", "found", "fix"),
+    [
+        ([0, 0, 0], "every voxel is 0", "nothing if the structure is truly absent"),
+        ([0, 3, 3], "every voxel is 0 or 3 (ignored)", "nothing if the structure is truly absent"),
+        ([3, 3, 3], "every voxel is 3 (ignored)", "label some of it"),
+        ([0, 3, 1], None, ""),
+        ([3, 3, 1], None, ""),
+    ],
+)
+def test_a_label_with_nothing_but_ignored_voxels_is_empty(
+    drawn: list[int], found: str | None, fix: str
+) -> None:
+    problems = list(check_label_not_empty("a", np.array(drawn, np.int32), ignore=3))
+    assert [p.found for p in problems] == ([found] if found else [])
+    assert all(p.fix.startswith(fix) and not p.fatal for p in problems)
+
+
+def test_without_an_ignore_label_every_value_is_drawn() -> None:
+    assert list(check_label_not_empty("a", np.array([0, 3, 3]))) == []
+
+
 def test_each_constant_channel_is_named() -> None:
     image = np.random.default_rng(0).normal(size=(3, 2, 3, 4)).astype(np.float32)
     image[1] = -1024

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from autoseg.image.components import component_sizes_vox, drop_small, largest_component
+from autoseg.image import components
+from autoseg.image.components import (
+    component_sizes_vox,
+    drop_small,
+    holes,
+    largest_component,
+    touching,
+)
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 8))
 
@@ -47,3 +54,32 @@ def test_a_component_of_exactly_the_limit_stays() -> None:
 def test_views_work_as_copies(view) -> None:
     mask = view(np.random.default_rng(1).random((4, 5, 6)) < 0.3)
     np.testing.assert_array_equal(largest_component(mask), largest_component(mask.copy()))
+
+
+@given(st.integers(0, 10_000), shapes, st.floats(0.3, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_holes_are_scipys(seed: int, shape: tuple[int, int, int], share: float) -> None:
+    mask = np.random.default_rng(seed).random(shape) < share
+    flat = tuple(n for n in shape if n > 1)
+    plain = mask.reshape(flat)
+    expected = ndimage.binary_fill_holes(plain) & ~plain if flat else np.zeros((), bool)
+    np.testing.assert_array_equal(holes(mask), expected.reshape(shape))
+
+
+@given(st.integers(0, 10_000), shapes)
+@settings(max_examples=40, deadline=None)
+def test_parts_that_touch_are_those_of_a_dilation(seed: int, shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    parts, mask = rng.random(shape) < 0.5, rng.random(shape) < 0.1
+    parts &= ~mask
+    numbered, _ = ndimage.label(parts)
+    near = np.unique(numbered[ndimage.binary_dilation(mask)])
+    np.testing.assert_array_equal(touching(parts, mask), np.isin(numbered, near[near > 0]))
+
+
+def test_work_in_slabs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(4).random((9, 10, 11)) < 0.2
+    whole = component_sizes_vox(mask), drop_small(mask, 3.0, (1.0, 1.0, 1.0))
+    monkeypatch.setattr(components, "AT_ONCE", 250)
+    np.testing.assert_array_equal(component_sizes_vox(mask), whole[0])
+    np.testing.assert_array_equal(drop_small(mask, 3.0, (1.0, 1.0, 1.0)), whole[1])

@@ -14,6 +14,7 @@ from autoseg.image.metrics import (
     measure_labels,
     measure_mask,
     surfel_sizes,
+    without_surfaces,
 )
 
 DISTANCES = ("hd_mm", "hd95_mm", "assd_mm")
@@ -402,6 +403,21 @@ def test_no_surface_is_made_where_looking_ends():
     ).values
     assert scores.values["nsd"] < cut["nsd"] - 0.1
     assert scores.values["hd_mm"] == cut["hd_mm"] == 2.0
+
+
+@pytest.mark.parametrize("reference", [BLOCK, NOTHING])
+def test_surfaces_may_be_left_undefined_with_a_reason(reference):
+    spacing = (1.0, 1.0, 1.0)
+    plain = measure_mask(BLOCK, reference, spacing, surfaces=False)
+    whole = measure_mask(BLOCK, reference, spacing)
+    found = without_surfaces(plain, "for a reason")
+    assert found.values.keys() == whole.values.keys()
+    surfaces = whole.values.keys() - plain.values.keys()
+    assert {m for m, reason in found.undefined.items() if reason == "for a reason"} == surfaces
+    assert all(math.isnan(found.values[m]) for m in surfaces)
+    assert found.undefined.items() - dict.fromkeys(surfaces, "for a reason").items() == set(
+        plain.undefined.items()
+    )
 
 
 def test_all_valid_is_as_without():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.transform import resize
 
+from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.image.resample import (
     axis_operator,
     resample_image,
@@ -125,7 +126,12 @@ def test_views_and_integers_are_resampled_as_well() -> None:
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
 
 
-@given(shapes, shapes, st.integers(0, 1000), st.sampled_from([[0, 1], [0, 1, 2], [-1, 0, 3, 7]]))
+@given(
+    shapes,
+    shapes,
+    st.integers(0, 1000),
+    st.sampled_from([[0, 1], [0, 1, 2], [-1, 0, 3, 7], [-2, 0, 1], [-2, -1, 0, 1, 2]]),
+)
 @settings(max_examples=150, deadline=None)
 def test_labels_equal_the_naive_rule(
     shape: tuple[int, int, int], wanted: tuple[int, int, int], seed: int, values: list[int]
@@ -161,6 +167,64 @@ def test_labels_with_a_coarse_axis_never_mix_slices(axis: int, coarse: int) -> N
     labels = blobs(tuple(size), [0, 1, 2], seed=coarse)
     out = resample_labels(labels, shape, spacing_mm=spacing, target_mm=ISO)
     np.testing.assert_array_equal(out, by_slices(labels, shape, axis, label_resize, 0))
+
+
+@pytest.mark.parametrize("wanted", [(12, 15, 9), (30, 36, 41), (17, 33, 26)])
+def test_outside_and_unlabelled_survive_and_mix_into_nothing(wanted: tuple[int, int, int]) -> None:
+    """OUTSIDE (-1) and IGNORE (-2) lie side by side, and no average of the two or of others appears."""
+    labels = np.full((20, 24, 22), IGNORE, np.int8)
+    labels[:, 8:16] = blobs((20, 8, 22), [0, 1, 3], seed=3)
+    labels[:6] = OUTSIDE
+    out = resample_labels(labels, wanted, spacing_mm=ISO, target_mm=ISO)
+    np.testing.assert_array_equal(out, label_resize(labels, wanted))
+    assert np.unique(out).tolist() == np.unique(labels).tolist() == [-2, -1, 0, 1, 3]
+    # seen apart, as one mask each, they lie where a nearest neighbour puts them but for their rims
+    for value in (IGNORE, OUTSIDE):
+        nearest = skimage_resize(labels == value, wanted, 0) > 0.5
+        assert ((out == value) == nearest).mean() > 0.95
+
+
+def naive_kept(labels: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The commonest (of equals, the highest) label of the old centres inside each ignored voxel."""
+    held: dict[tuple[int, ...], list[int]] = {}
+    for at in np.ndindex(labels.shape):
+        if labels[at] != IGNORE:
+            centre = [(i + 0.5) / n for i, n in zip(at, labels.shape)]
+            new = tuple(int(c * n + 1e-9) for c, n in zip(centre, out.shape))
+            held.setdefault(new, []).append(int(labels[at]))
+    filled = out.copy()
+    for new, values in held.items():
+        if out[new] == IGNORE:
+            filled[new] = max(sorted(set(values), reverse=True), key=values.count)
+    return filled
+
+
+@given(shapes, shapes, st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_labelled_voxels_are_kept_among_unlabelled_ones(
+    shape: tuple[int, int, int], wanted: tuple[int, int, int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(np.array([0, 1, 2], np.int8), shape)
+    labels[rng.random(shape) < 0.8] = IGNORE
+    plain = resample_labels(labels, wanted, spacing_mm=ISO, target_mm=ISO)
+    kept = resample_labels(labels, wanted, spacing_mm=ISO, target_mm=ISO, unlabelled=IGNORE)
+    np.testing.assert_array_equal(kept, plain if shape == wanted else naive_kept(labels, plain))
+
+
+@pytest.mark.parametrize("target", [1.25, 1.5, 2.0, 2.5, 3.0, 6.0])
+@pytest.mark.parametrize("thick", [1.0, 5.0])
+def test_no_labelled_slice_is_stepped_over(target: float, thick: float) -> None:
+    labels = np.full((40, 8, 8), IGNORE, np.int8)
+    drawn = [5, 12, 19, 27, 34]
+    labels[drawn] = blobs((5, 8, 8), [0, 1], seed=2)
+    grids = {"spacing_mm": (thick, 1.0, 1.0), "target_mm": (thick * target, 1.0, 1.0)}
+    out = resample_labels(labels, (round(40 / target), 8, 8), **grids, unlabelled=IGNORE)
+    seen = (out != IGNORE).all((1, 2))
+    assert seen.sum() >= 5
+    assert np.unique(out[seen]).tolist() == [0, 1]
+    nothing = resample_labels(labels[:5], (3, 4, 4), **grids, unlabelled=IGNORE)
+    assert np.unique(nothing).tolist() == [IGNORE]
 
 
 def test_order_0_takes_the_nearest_label() -> None:

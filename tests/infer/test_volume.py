@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from autoseg.documents.plan import Prediction
+from autoseg.infer import volume
 from autoseg.infer.tiles import positions, tile_weights
-from autoseg.infer.volume import mirrored, predict_logits, tile_for
+from autoseg.infer.volume import logit_slabs, mirrored, predict_logits, tile_for
 
 
 class Shift(nn.Module):
@@ -67,6 +68,116 @@ def test_equals_the_naive_loop(shape, patch, axes, tile_batch):
     got = predict_logits(nets, image, patch, 3, prediction, axes)
     assert got.shape == (3, *shape) and got.dtype == np.float32
     np.testing.assert_allclose(got, naive(nets, image, patch, prediction, axes), atol=1e-5)
+
+
+SHAPES = [
+    ((9, 13, 11), (6, 8, 8)),
+    ((40, 8, 9), (6, 8, 8)),
+    ((4, 20, 6), (6, 8, 8)),  # padded along two axes
+    ((1, 13, 11), (6, 8, 8)),
+    ((17, 13, 11), (8, 8)),
+    ((5, 6, 7), (8, 8)),
+]
+
+
+@pytest.mark.parametrize("step", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize(("shape", "patch"), SHAPES)
+def test_slabs_do_not_depend_on_how_much_is_handed_on_at_once(shape, patch, step, monkeypatch):
+    image = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    nets = [Shift(len(patch), seed) for seed in (1, 2)]
+    prediction = Prediction(tile_step=step, tile_batch=3, mirror=False)
+    tile = (*[1] * (3 - len(patch)), *patch)
+    margins = [max(0, p - n) for n, p in zip(shape, tile, strict=True)]
+    wide = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in margins)])
+    kept = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margins, shape, strict=True))
+    want = naive(nets, wide, patch, prediction, ())[(slice(None), *kept)]
+    whole = predict_logits(nets, image, patch, 3, prediction)
+    np.testing.assert_allclose(whole, want, atol=1e-5)
+    monkeypatch.setattr(volume, "HANDED_BYTES", 1)
+    rows = []
+    for part, slab in logit_slabs(nets, image, patch, 3, prediction):
+        rows.append(part)
+        assert slab.shape == (3, 1, *shape[1:]) and slab.dtype == torch.float32
+        np.testing.assert_array_equal(slab.numpy(), whole[:, part])
+    assert rows == [slice(z, z + 1) for z in range(shape[0])]
+
+
+@pytest.mark.parametrize(("shape", "patch"), SHAPES)
+def test_apart_gives_what_each_network_says_alone(shape, patch):
+    image = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    nets = [Shift(len(patch), seed) for seed in (1, 2, 3)]
+    slabs = logit_slabs(nets, image, patch, 3, Prediction(), (0, 1), apart=True)
+    found = torch.cat([slab for _, slab in slabs], 2).numpy()
+    for net, alone in zip(nets, found, strict=True):
+        np.testing.assert_array_equal(
+            alone, predict_logits([net], image, patch, 3, Prediction(), (0, 1))
+        )
+    together = predict_logits(nets, image, patch, 3, Prediction(), (0, 1))
+    np.testing.assert_allclose(found.mean(0), together, atol=1e-6)
+
+
+@pytest.mark.parametrize(("patch", "depth"), [((6, 8, 8), 6), ((8, 8), 1)])
+def test_the_sums_are_no_deeper_than_a_patch(patch, depth, monkeypatch):
+    made, zeros = [], volume._zeros
+    monkeypatch.setattr(volume, "_zeros", lambda *asked: made.append(asked[0]) or zeros(*asked))
+    image = np.ones((2, 60, 13, 11), np.float32)
+    slabs = logit_slabs([Shift(len(patch), 1)], image, patch, 3, Prediction(), apart=True)
+    rows, slab = next(slabs)
+    assert made == [(1, 3, depth, 13, 11)]
+    assert rows == slice(0, {6: 3, 1: 1}[depth]) and slab.shape[2] == rows.stop
+
+
+def test_sums_lie_in_main_memory_where_the_card_has_no_room(monkeypatch):
+    image, zeros = np.ones((2, 9, 8, 8), np.float32), torch.zeros
+    asked = []
+
+    def full(*shape, device=None, **rest):
+        asked.append(device)
+        if device is not None:
+            raise torch.OutOfMemoryError
+        return zeros(*shape, **rest)
+
+    want = predict_logits([Shift(3, 1)], image, (6, 8, 8), 3, Prediction())
+    monkeypatch.setattr(torch, "zeros", full)
+    got = predict_logits([Shift(3, 1)], image, (6, 8, 8), 3, Prediction(), device="cpu")
+    assert asked == ["cpu", None]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_rows_are_finished_before_later_tiles_are_looked_at():
+    seen = []
+
+    def net(x):
+        seen.append(len(x))
+        return [x]
+
+    slabs = logit_slabs([net], np.ones((1, 32, 8, 8), np.float32), (8, 8, 8), 1, Prediction())
+    counts = [(rows.stop, len(seen)) for rows, _ in slabs]
+    assert counts[:3] == [(4, 2), (8, 3), (12, 4)] and counts[-1] == (32, 7)
+
+
+def test_an_image_on_disk_is_read_tile_by_tile(tmp_path):
+    image = np.random.default_rng(0).standard_normal((2, 9, 13, 11)).astype(np.float32)
+    np.save(tmp_path / "image.npy", image)
+    mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
+    want, got = (
+        predict_logits([Shift(3, 1)], x, (6, 8, 8), 3, Prediction(mirror=False))
+        for x in (torch.from_numpy(image), mapped)
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+def test_slabs_may_be_changed_and_added():
+    slabs = logit_slabs(
+        [Shift(3, 1)], np.ones((2, 9, 8, 8), np.float32), (6, 8, 8), 3, Prediction()
+    )
+    for _, slab in slabs:
+        assert slab.clone().add_(slab).equal(2 * slab) and not slab.is_inference()
+
+
+def test_a_network_with_other_outputs_is_misuse():
+    with pytest.raises(ValueError, match="4 outputs are expected, a network gave 3"):
+        predict_logits([Shift(3, 1)], np.ones((2, 8, 8, 8), np.float32), (8, 8, 8), 4, Prediction())
 
 
 def test_a_small_image_is_padded_with_zeros_and_cut_again():

@@ -77,7 +77,7 @@ def test_announced_but_deadly_instructions_are_not_used(monkeypatch):
     monkeypatch.setattr(variants, "PROBE", "import os; os.kill(os.getpid(), 4)")
     variants.bfloat16_works.cache_clear()
     assert {v.precision for v in candidates("cpu", threads=1)} == {"float32"}
-    with pytest.raises(AutosegError, match="bfloat16, but this processor cannot"):
+    with pytest.raises(AutosegError, match="bfloat16, which this processor cannot"):
         candidates("cpu", "bfloat16")
     variants.bfloat16_works.cache_clear()
     monkeypatch.setattr(variants, "PROBE", "pass")

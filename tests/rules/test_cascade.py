@@ -41,7 +41,8 @@ def test_a_patch_that_sees_little_gets_a_low_resolution_that_sees_a_quarter(plan
 
 def test_the_cascade_is_full_resolution_that_is_told_the_low_ones_answer(plan: Plan) -> None:
     full, cascade = (plan.configurations[n] for n in ("3d_fullres", "3d_cascade_fullres"))
-    assert cascade.previous == "3d_lowres"
+    assert cascade.previous is not None
+    assert cascade.previous.configuration == "3d_lowres"
     assert cascade.network.in_channels == full.network.in_channels + 1
     same = ("preparation", "patch_vox", "sampling", "augmentation", "train")
     assert all(getattr(cascade, key) == getattr(full, key) for key in same)

@@ -10,7 +10,7 @@ from scipy.ndimage import label as components
 
 from autoseg.documents.dataset import read_dataset
 from autoseg.errors import AutosegError
-from autoseg.files import sha256_file, write_json
+from autoseg.files import read_json, sha256_file, write_json
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.stages.demo import LOOKS, make_phantom, phantom
 
@@ -37,7 +37,8 @@ def test_every_look_is_a_sound_dataset(look: str, tmp_path: Path) -> None:
         assert image.array.shape == (len(dataset.channels), *LOOKS[look].shape_vox)
         assert image.grid.spacing_mm == pytest.approx(LOOKS[look].spacing_mm)
         assert image.grid.shape == labels.grid.shape
-        assert np.unique(labels.array).tolist() == [0, 1, 2]
+        sparse = look == "scribbles" and case in dataset.cases
+        assert np.unique(labels.array).tolist() == [0, 1, 2, 3][: 4 if sparse else 3]
 
 
 def test_files_hold_what_was_drawn_the_right_way_round(tmp_path: Path) -> None:
@@ -116,6 +117,43 @@ def test_brightness_alone_does_not_find_the_lesion() -> None:
     image, labels = phantom(LOOKS["sequences"], 1, 0)
     bright = image[1] > 500
     assert (bright & (labels == 0)).sum() > 0.2 * (bright & (labels == 2)).sum() > 0
+
+
+def test_regions_and_scribbles_are_declared_as_nnunet_reads_them(tmp_path: Path) -> None:
+    nested = dataclasses.replace(TINY, regions=True)
+    labels = read_dataset(make_phantom(tmp_path, nested, cases=1, name="Dataset002_R"))[0].labels
+    assert labels.structures == {"organ with lesion": (1, 2), "lesion": (2,)}
+    assert [r.paint for r in labels.regions] == [1, 2]
+    sparse = dataclasses.replace(TINY, labelled_slices=4)
+    labels = read_dataset(make_phantom(tmp_path, sparse, cases=1, name="Dataset003_S"))[0].labels
+    assert (labels.ignore, labels.structures) == (3, {"organ": (1,), "lesion": (2,)})
+
+
+def test_only_some_slices_of_training_cases_are_labelled(tmp_path: Path) -> None:
+    sparse = dataclasses.replace(TINY, labelled_slices=4)
+    dataset, _ = read_dataset(make_phantom(tmp_path, sparse, cases=2, test_cases=1))
+    for index, case in enumerate((*dataset.cases, *dataset.test_cases)):
+        assert case.label is not None
+        found = read_labels(case.label, "RAS")[0].array[0]
+        _, whole = phantom(TINY, 1, index)
+        seen = ~(found == 3).all((0, 1))
+        assert seen.sum() == (4 if case in dataset.cases else whole.shape[2])
+        np.testing.assert_array_equal(found[..., seen], whole[..., seen])
+        assert (found == 3).any((0, 1)).sum() == whole.shape[2] - seen.sum()
+        assert (found == 2).any()
+
+
+def test_looks_that_came_later_change_nothing_of_the_others(tmp_path: Path) -> None:
+    """Neither the voxels nor what a phantom is known by: one that lies there is not made again."""
+    folder = make_phantom(tmp_path, TINY, cases=1, test_cases=0)
+    recipe = read_json(folder / "dataset.json")["phantom"]
+    assert list(recipe["look"]) == [
+        "channels", "tissues", "noise", "bias", "shape_vox", "spacing_mm", "file_ending",
+        "lesion_share", "lesion_factor",
+    ]  # fmt: skip
+    assert read_json(folder / "dataset.json")["labels"] == {
+        "background": 0, "organ": 1, "lesion": 2
+    }  # fmt: skip
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""One typed function a verb: what the command line does, for use from Python.
+
+Every function takes the dataset by number or name and `root` for the folder that holds `raw`,
+`preprocessed` and `results`. A user's mistake raises `autoseg.errors.AutosegError`. `Predictor`
+loads a model once and segments arrays and files in process.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from autoseg.api.data import (
+    check,
+    demo,
+    fingerprint,
+    networks,
+    plan,
+    plan_and_preprocess,
+    preprocess,
+    split,
+)
+from autoseg.api.models import export, install, models
+from autoseg.api.predictor import Predictor
+from autoseg.api.training import find_best_configuration, run, status, train, validate
+from autoseg.api.using import ensemble, evaluate, postprocess, predict
+
+__all__ = [
+    "VERBS", "Predictor", "check", "demo", "ensemble", "evaluate", "export",
+    "find_best_configuration", "fingerprint", "install", "models", "networks", "plan",
+    "plan_and_preprocess", "postprocess", "predict", "preprocess", "run", "split", "status",
+    "train", "validate",
+]  # fmt: skip
+
+VERBS: dict[str, Callable[..., Any]] = {
+    call.__name__: call
+    for call in (
+        plan_and_preprocess, train, run, predict, evaluate, status, find_best_configuration, export,
+        install, models, networks, check, fingerprint, split, plan, preprocess, validate, ensemble,
+        postprocess, demo,
+    )
+}  # fmt: skip
+"""Every verb of the command line, in the order of its help."""

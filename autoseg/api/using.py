@@ -1,0 +1,163 @@
+"""What is done with a model and with label maps: segmenting, averaging, cleaning, scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.api.job import job_of, several
+
+if TYPE_CHECKING:
+    from autoseg.documents.report import Report
+    from autoseg.stages.ensemble import Averaged
+    from autoseg.stages.postprocess import Applied
+    from autoseg.stages.predict import Predicted
+
+
+def predict(
+    input: Path | None = None,
+    output: Path | None = None,
+    *,
+    dataset: str | None = None,
+    model: str | None = None,
+    configuration: tuple[str, ...] = (),
+    fold: tuple[str, ...] = (),
+    plan: str | None = None,
+    run: str | None = None,
+    fast: bool = False,
+    precision: str | None = None,
+    save_probabilities: bool = False,
+    uncertainty: bool = False,
+    strict: bool = False,
+    workers: int = 1,
+    device: str | None = None,
+    root: Path | None = None,
+    json: bool = False,
+) -> Predicted:
+    """Segment the scans of a folder; what is done is skipped.
+
+    Uses what find_best_configuration chose, with its ensemble and postprocessing; before that, all
+    trained folds of the best validated configuration. A cascade's first stage is asked by itself.
+    Several such commands with one output folder share the scans.
+
+    input: folder of CASE_0000.ext files (default: the dataset's imagesTs)
+    output: folder for the label maps
+    dataset: number or name (default: the one dataset that has models)
+    model: a package: a file, a folder, or the name of an installed one
+    configuration: one, or several whose probabilities are averaged (default: what was chosen)
+    fold: default: all of the model
+    plan: default: the plan of the best configuration
+    run: default: the run of the best configuration
+    fast: one fold and no mirroring: several times faster, a little worse
+    precision: float32, bfloat16 or float16 (default: the model's, float32)
+    save_probabilities: keep them in OUTPUT/probabilities, for `autoseg ensemble`
+    uncertainty: keep maps of it in OUTPUT/uncertainty, and one score a case
+    strict: treat a scan unlike the training set as an error
+    workers: processes that share the scans
+    device: cpu, cuda or cuda:1, or several as cuda:0,cuda:1 (default: a card if there is one)
+    root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
+    json: print JSON
+    """
+    from dataclasses import replace
+
+    from autoseg.errors import AutosegError
+    from autoseg.flow import use
+    from autoseg.flow.ask import precision_of
+    from autoseg.flow.choose import Wish, places_of, wished
+    from autoseg.models.members import narrowed
+    from autoseg.stages.predict import Keep
+    from autoseg.workspace import open_workspace
+
+    if output is None:
+        raise AutosegError("`autoseg predict` needs output (-o)")
+    wish = Wish(dataset, several(configuration), several(fold), plan, run)
+    number = precision_of(precision)
+    workspace = open_workspace(root)
+    places = None
+    if model is None or (input is None and dataset is not None):
+        places = places_of(workspace, dataset)
+        wish = replace(wish, dataset=places.name)
+    with wished(workspace, wish, model) as chosen:
+        cases = use.input_cases(input, places)
+        return use.predictions(
+            narrowed(chosen, fast=fast, precision=number), cases, output, device=device,
+            workers=workers, keep=Keep(save_probabilities, uncertainty), strict=strict,
+        )  # fmt: skip
+
+
+def ensemble(input: tuple[Path, ...], output: Path, *, json: bool = False) -> Averaged:
+    """Average folders of probabilities into label maps, case by case; what is done is skipped.
+
+    The folders are outputs of `predict --save-probabilities`, of any models with the same labels.
+
+    input: folders
+    output: folder for the label maps
+    json: print JSON
+    """
+    from autoseg.flow import use
+
+    return use.averaged([Path(folder) for folder in input], output)
+
+
+def postprocess(
+    input: Path,
+    output: Path,
+    *,
+    dataset: str | None = None,
+    model: str | None = None,
+    plan: str | None = None,
+    run: str | None = None,
+    workers: int | None = None,
+    root: Path | None = None,
+    json: bool = False,
+) -> Applied:
+    """Clean label maps with the steps that find_best_configuration kept, or those of a package.
+
+    input: folder of label maps
+    output: folder for the cleaned ones
+    dataset: number or name (default: the one dataset that has models)
+    model: a package: a file, a folder, or the name of an installed one
+    plan: default: that of the choice
+    run: default: that of the choice
+    workers: processes (default: one for each core)
+    root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
+    json: print JSON
+    """
+    from autoseg.flow import use
+    from autoseg.flow.choose import Wish, wished
+    from autoseg.workspace import open_workspace
+
+    wish = Wish(dataset, plan=plan, run=run)
+    with wished(open_workspace(root), wish, model) as chosen:
+        return use.cleaned_up(chosen.spec, input, output, workers)
+
+
+def evaluate(
+    input: Path,
+    reference: Path | None = None,
+    *,
+    dataset: str | None = None,
+    tolerance_mm: float | None = None,
+    output: Path | None = None,
+    root: Path | None = None,
+    workers: int | None = None,
+    json: bool = False,
+) -> Report:
+    """Score label maps against references: Dice, IoU, precision, recall, volumes, surfaces.
+
+    input: folder of predicted label maps
+    reference: folder of reference label maps (default: the dataset's labelsTs, then labelsTr)
+    dataset: number or name; says what the label values mean
+    tolerance_mm: tolerance of the surface Dice (NSD), default 1 mm
+    output: also write the report to this JSON file
+    root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
+    workers: processes (default: one for each core)
+    json: print JSON
+    """
+    from autoseg.flow import use
+
+    places = None if dataset is None else job_of(dataset, root).places
+    report = use.evaluation(input, reference, places, tolerance_mm, workers)
+    if output is not None:
+        report.write(output)
+    return report

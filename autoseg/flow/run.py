@@ -1,0 +1,222 @@
+"""Everything from raw data to a package, in one order, within one time, resumable at any point."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.documents.dataset import Dataset
+from autoseg.documents.plan import Plan
+from autoseg.documents.run import append_line, lines
+from autoseg.errors import AutosegError
+from autoseg.flow import make
+from autoseg.flow.best import Best, best
+from autoseg.flow.make import Job
+from autoseg.flow.order import Artefact, Scope, ordered
+from autoseg.flow.package import export
+from autoseg.rules.shares import configurations_within, fold_seconds
+from autoseg.stages.plan import Request
+from autoseg.workspace import Fold
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `run` left."""
+
+    best: Best
+    package: Path
+    spent_s: float
+
+    def lines(self) -> Iterator[str]:
+        """What a person wants to know of it."""
+        yield from self.best.lines()
+        yield f"package: {self.package}"
+        yield f"{self.spent_s / 60:.1f} min in all"
+
+
+class Ledger:
+    """How much time was given and spent, over all the times that the command was begun."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = list(lines(path))
+        self.mark = time.monotonic()
+
+    @property
+    def total_s(self) -> float | None:
+        """The time given last, if any was."""
+        given = [float(e["total_s"]) for e in self.entries if e["event"] == "time"]
+        return given[-1] if given else None
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """What was decided to be trained."""
+        decided = [e["names"] for e in self.entries if e["event"] == "configurations"]
+        return tuple(decided[-1]) if decided else ()
+
+    def noted_s(self, title: str | None = None) -> float:
+        """The seconds noted, of one artefact or of all."""
+        return sum(
+            float(e["seconds"])
+            for e in self.entries
+            if e["event"] == "spent" and title in (None, e["artefact"])
+        )
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of earlier calls and of this one until now."""
+        return self.noted_s() + time.monotonic() - self.mark
+
+    def note(self, **entry: object) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self.path, dict(entry))
+        self.entries.append(dict(entry))
+
+    @contextmanager
+    def timing(self, title: str) -> Iterator[None]:
+        """Note what passed since the last note when the block ends, or is interrupted."""
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            seconds, self.mark = now - self.mark, now
+            self.note(event="spent", artefact=title, seconds=round(seconds, 2))
+
+
+def ledger_of(job: Job) -> Ledger:
+    """The ledger of a plan's run."""
+    return Ledger(job.places.final(job.plan, job.run) / "run.jsonl")
+
+
+def scope_of(job: Job, dataset: Dataset, made: Plan, configurations: Sequence[str]) -> Scope:
+    """The configurations asked for, with the stages that cascades refine, and all folds."""
+    for name in configurations:
+        made.configuration(name)
+    wanted = [name for name in made.configurations if name in configurations]
+    folds = tuple(str(i) for i in range(len(make.splits_of(job, dataset))))
+    return Scope(made, tuple(wanted), folds)
+
+
+def is_done(job: Job, what: Artefact) -> bool:
+    """Whether an artefact is there, from its last file alone; nothing is compared."""
+    fold = _place(job, what)
+    done = {
+        "fold": fold.stamp,
+        "validation": fold.validation / "report.json",
+        "final": job.places.final(job.plan, job.run) / "stamp.json",
+    }.get(what.kind)
+    return done is not None and done.exists()
+
+
+def own_seconds(job: Job, what: Artefact) -> float:
+    """What a fold's training has taken so far, as it noted itself."""
+    saved = [float(e["spent_s"]) for e in lines(_place(job, what).journal) if e["event"] == "saved"]
+    return max(saved, default=0.0)
+
+
+def _place(job: Job, what: Artefact) -> Fold:
+    return job.places.fold(job.plan, what.configuration, job.run, what.fold)
+
+
+def progress(job: Job, dataset: Dataset, made: Plan) -> str:
+    """How far the run of a plan is and about how long it will take, in words; empty if none began.
+
+    By the time given, else by what the trainings took that are done.
+    """
+    ledger = ledger_of(job)
+    if not ledger.entries:
+        return ""
+    scope = scope_of(job, dataset, made, ledger.configurations or tuple(made.configurations))
+    order = ordered(Artefact("final"), scope)
+    counted = [a for a in order if a.kind in ("fold", "validation", "final")]
+    left = [a for a in counted if not is_done(job, a)]
+    text = f"{len(counted) - len(left)} of {len(counted)} steps done"
+    if not left:
+        return text
+    text += f", next {left[0].title}"
+    folds = [a for a in left if a.kind == "fold"]
+    took = [own_seconds(job, a) for a in counted if a.kind == "fold" and a not in folds]
+    begun = sum(own_seconds(job, a) for a in folds)
+    if ledger.total_s is not None:
+        seconds = ledger.total_s - ledger.noted_s() - begun
+        return f"{text}, {max(seconds, 0) / 60:.0f} of {ledger.total_s / 60:.0f} min left"
+    if took:
+        seconds = len(folds) * sum(took) / len(took) - begun
+        return f"{text}, about {max(seconds, 0) / 60:.0f} min left"
+    return text
+
+
+def run(
+    job: Job,
+    *,
+    configurations: Sequence[str] = (),
+    request: Request | None = None,
+    total_s: float | None = None,
+    output: Path | None = None,
+    crf: bool = False,
+) -> Finished:
+    """Everything that a package needs, made where it is not current; what is done is skipped.
+
+    `total_s` is shared out over the trainings, those of earlier, interrupted calls included; of a
+    call that was killed the time is known up to its last finished step or saved state.
+    """
+    ledger = ledger_of(job)
+    if total_s is not None and total_s != ledger.total_s:
+        ledger.note(event="time", total_s=total_s)
+    with ledger.timing("fingerprint and plan"):
+        dataset, _ = make.fingerprint(job)
+        folds = len(make.splits_of(job, dataset))
+        if not job.places.plan(job.plan).exists() and ledger.total_s is not None:
+            # of one configuration: a second one is only trained where there is plenty of time
+            share = fold_seconds(ledger.total_s, ledger.spent_s, folds)
+            request = replace(request or Request(), minutes=share / 60)
+        dataset, _, made = make.plan(job, request)
+    names = configurations or _decided(ledger, made, folds)
+    order = ordered(Artefact("package"), scope_of(job, dataset, made, names))
+    file = output or job.places.results / f"{dataset.name}.autoseg"
+    chosen: Best | None = None
+    for what in order:
+        one = replace(job, configuration=what.configuration, fold=what.fold or "0")
+        with ledger.timing(what.title):
+            if what.kind == "prepared":
+                make.prepared(job, (what.configuration,))
+            elif what.kind == "fold":
+                time_s = _share(job, what, order, ledger)
+                make.fold(one, time_s=time_s, began=time.monotonic())
+            elif what.kind == "validation":
+                make.validation(one, dataset)
+            elif what.kind == "final":
+                chosen = best(job, dataset, made, names, crf=crf)
+            elif what.kind == "package":
+                export(job, file, overwrite=True)
+    if chosen is None:
+        raise AutosegError(f"{job.places.name}: nothing was chosen")
+    return Finished(chosen, file, ledger.spent_s)
+
+
+def _decided(ledger: Ledger, made: Plan, folds: int) -> tuple[str, ...]:
+    """What is trained: as decided when the run began, else as the time allows."""
+    if ledger.configurations:
+        return ledger.configurations
+    on_cores = made.gpu_memory_gb is None
+    planned = tuple(made.configurations)
+    found = configurations_within(planned, ledger.total_s, folds, on_cores=on_cores)
+    log.info("training %s: %s", ", ".join(found.value), found.why)
+    ledger.note(event="configurations", names=list(found.value), why=found.why)
+    return found.value
+
+
+def _share(job: Job, what: Artefact, order: Sequence[Artefact], ledger: Ledger) -> float | None:
+    """Seconds that a training may take in all, an interrupted part of it included."""
+    if ledger.total_s is None or is_done(job, what):
+        return None
+    own = own_seconds(job, what)
+    lost = own - ledger.noted_s(what.title)
+    if lost > 0:
+        ledger.note(event="spent", artefact=what.title, seconds=round(lost, 2))
+    left = [a for a in order if a.kind == "fold" and not is_done(job, a)]
+    return own + fold_seconds(ledger.total_s, ledger.spent_s, len(left))
