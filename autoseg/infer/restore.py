@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.image.resample import axis_operator, separate_axis
-from autoseg.infer.meaning import CERTAIN, Slab, highest
+from autoseg.infer.meaning import Slab
 
 SLAB_BYTES = 64 << 20
 BAND = 64
@@ -75,37 +75,6 @@ def restored(
             chunk[..., row - start, y0:y1, x0:x1] = plane
         yield slice(start, stop), chunk
         del chunk  # the caller alone decides how long it lives
-
-
-def restore_labels(
-    logits: NDArray[np.float32],
-    box: Box,
-    full_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    full_spacing_mm: Sequence[float],
-    separate_z_above: float = 3.0,
-    slab_bytes: int = SLAB_BYTES,
-) -> NDArray[np.int16]:
-    """Class indices (*full_shape) from logits (K, *prepared); background outside of `box`.
-
-    `box` holds (start, stop) of each axis of the crop on the full grid; `spacing_mm` is that of the
-    logits. Of equal logits the lower class wins.
-    """
-    labels = np.empty(tuple(full_shape), np.int16)
-    source = torch.from_numpy(np.ascontiguousarray(logits, np.float32))
-    for rows, chunk in restored(
-        [(slice(0, logits.shape[1]), source)],
-        logits.shape[1:],
-        box,
-        full_shape,
-        spacing_mm,
-        full_spacing_mm,
-        rows=rows_at_once(len(logits), full_shape, slab_bytes),
-        outside=(0.0, *[-CERTAIN] * (len(logits) - 1)),
-        separate_z_above=separate_z_above,
-    ):
-        labels[rows] = highest(chunk).numpy()
-    return labels
 
 
 class _Taps(NamedTuple):

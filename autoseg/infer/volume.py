@@ -70,25 +70,6 @@ def logit_slabs(
     yield from sums.finished(sums.shape[0])
 
 
-def predict_logits(
-    nets: Sequence[Speaker],
-    image: Image,
-    patch_vox: Sequence[int],
-    outputs: int,
-    prediction: Prediction,
-    mirror_axes: Sequence[int] = (),
-    device: torch.device | str = "cpu",
-    divisor: Sequence[int] = (1, 1, 1),
-) -> NDArray[np.float32]:
-    """The mean logits (K, Z, Y, X) of all `nets`: the slabs of `logit_slabs` joined."""
-    whole = np.empty((outputs, *image.shape[1:]), np.float32)
-    for rows, slab in logit_slabs(
-        nets, image, patch_vox, outputs, prediction, mirror_axes, device, divisor
-    ):
-        whole[:, rows] = slab.numpy()
-    return whole
-
-
 class _Sums:
     """Weighted logits of the rows that tiles may still touch; row r lies at r modulo the depth.
 

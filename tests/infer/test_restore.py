@@ -14,8 +14,9 @@ from skimage.transform import resize
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.plan import Prediction
 from autoseg.infer.meaning import certain_background, painted, probabilities
-from autoseg.infer.restore import restore_labels, restored, rows_at_once
-from autoseg.infer.volume import logit_slabs, predict_logits
+from autoseg.infer.restore import restored, rows_at_once
+from autoseg.infer.volume import logit_slabs
+from tests.infer.whole import predict_logits, restore_labels
 
 
 def naive(logits, shape, apart):

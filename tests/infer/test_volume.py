@@ -10,7 +10,8 @@ from torch import nn
 from autoseg.documents.plan import Prediction
 from autoseg.infer import volume
 from autoseg.infer.tiles import positions, tile_weights
-from autoseg.infer.volume import logit_slabs, mirrored, predict_logits, tile_for
+from autoseg.infer.volume import logit_slabs, mirrored, tile_for
+from tests.infer.whole import predict_logits
 
 
 class Shift(nn.Module):
