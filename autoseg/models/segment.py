@@ -123,12 +123,17 @@ class Voice:
             self.nets.append(self.variant.speaking(net.to(device).eval()))
 
     def rows(
-        self, image: npt.NDArray[np.float32], info: Mapping[str, Any], *, apart: bool = False
+        self,
+        image: npt.NDArray[np.float32],
+        info: Mapping[str, Any],
+        *,
+        apart: bool = False,
+        copies: int = 1,
     ) -> Rows:
         """Mean logits (K, rows, Y, X) of a prepared image (C, Z, Y, X) on the scan's own grid.
 
         In plan axes, a few rows of axis 0 after another; with `apart` (F, K, rows, Y, X), each
-        network's own.
+        network's own. Voices that are asked for as many `copies` give the same rows at a time.
         """
         c = self.configuration
         labels = c.preparation.labels
@@ -143,7 +148,7 @@ class Voice:
             info["arranged_shape"],
             info["target_mm"],
             info["spacing_mm"],
-            rows=rows_at_once(labels.outputs, info["arranged_shape"]),
+            rows=rows_at_once(labels.outputs * copies, info["arranged_shape"]),
             outside=certain_background(labels),
         )
 
@@ -249,7 +254,8 @@ class Segmenter:
             preparation = member.configuration.preparation
             shown = prepare_previous(said, made.info, preparation)
             image = np.concatenate([image, one_hot(shown, self.labels.count)])
-        return self.voices[member.title].rows(image, made.info, apart=apart)
+        folds = max(len(one.weights) for one in self.model.spec.members) if apart else 1
+        return self.voices[member.title].rows(image, made.info, apart=apart, copies=folds)
 
     def _ready(self, scan: Scan, member: Member, ready: dict[str, Prepared]) -> Prepared:
         preparation = member.configuration.preparation
