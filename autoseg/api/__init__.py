@@ -10,6 +10,7 @@ from typing import Any
 
 from autoseg.api.data import (
     check,
+    datasets,
     demo,
     fingerprint,
     networks,
@@ -24,7 +25,7 @@ from autoseg.api.training import find_best_configuration, run, status, train, va
 from autoseg.api.using import ensemble, evaluate, postprocess, predict
 
 __all__ = [
-    "VERBS", "Predictor", "check", "demo", "ensemble", "evaluate", "export",
+    "VERBS", "Predictor", "check", "datasets", "demo", "ensemble", "evaluate", "export",
     "find_best_configuration", "fingerprint", "install", "models", "networks", "plan",
     "plan_and_preprocess", "postprocess", "predict", "preprocess", "run", "split", "status",
     "train", "validate",
@@ -35,7 +36,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     for call in (
         plan_and_preprocess, train, run, predict, evaluate, status, find_best_configuration, export,
         install, models, networks, check, fingerprint, split, plan, preprocess, validate, ensemble,
-        postprocess, demo,
+        postprocess, datasets, demo,
     )
 }  # fmt: skip
 """Every verb of the command line, in the order of its help."""

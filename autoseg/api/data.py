@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from autoseg.documents.fingerprint import Fingerprint
     from autoseg.documents.plan import Plan
     from autoseg.errors import Problem
+    from autoseg.report.datasets import KnownDatasets, ShownDataset
     from autoseg.report.overlay import DemoResult
     from autoseg.stages.networks import Networks
     from autoseg.stages.split import SplitReport
@@ -239,6 +240,23 @@ def networks(
         job, patch=ask.patch_size(patch), batch=ask.batch(batch), names=several(network),
         measure=several(measure), workers=workers,
     )  # fmt: skip
+
+
+def datasets(name: str | None = None, *, json: bool = False) -> KnownDatasets | ShownDataset:
+    """List the public datasets that autoseg knows, or show one in full; nothing is fetched.
+
+    What each holds, under which licence, how to get it, how its files become a dataset, and
+    published scores with their sources.
+
+    name: number, word or alias, as 112, KiTS23 or Task04_Hippocampus (default: list all)
+    json: print JSON
+    """
+    from autoseg.documents.spec import list_specs, read_spec
+    from autoseg.report.datasets import KnownDatasets, ShownDataset
+
+    if name is not None:
+        return ShownDataset(read_spec(name))
+    return KnownDatasets(tuple(read_spec(known) for known in list_specs()))
 
 
 def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> DemoResult:
