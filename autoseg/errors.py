@@ -82,7 +82,7 @@ def grouped(problems: Iterable[Problem]) -> str:
         lines = [f"{what} ({len(found)} case{'s' if len(found) > 1 else ''})"]
         lines += [f"  {p.case}: {p.found}" for p in found[:SHOWN_PER_RULE]]
         if len(found) > SHOWN_PER_RULE:
-            lines.append(f"  … and {len(found) - SHOWN_PER_RULE} more, see checks.json")
+            lines.append(f"  … and {len(found) - SHOWN_PER_RULE} more")
         lines.append(f"  to fix: {fix}")
         paragraphs.append("\n".join(lines))
     return "\n".join(paragraphs)
