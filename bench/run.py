@@ -297,7 +297,13 @@ def _memory_table(part: Mapping[str, Any]) -> list[str]:
             f"**{r['peak_bytes'] / 1e9:.2f}** | {r['peak_before_bytes'] / 1e9:.2f} | "
             f"{r['whole_volume_bytes'] / 1e9:.1f} | {r['cpu_s']:.0f} |"
         )
-    return [*lines, ""]
+    notes = [
+        f"Reading and preparing included: {w['what']}: peak {w['peak_bytes'] / 1e9:.2f} GB, "
+        f"{w['wall_s']} s."
+        for r in part["rows"]
+        if (w := r.get("whole_command"))
+    ]
+    return [*lines, "", *notes, ""]
 
 
 PARTS = {"start": start, "preprocess": preprocess, "train": train, "folds": folds}
