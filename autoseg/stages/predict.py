@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from autoseg.data.prepare import Prepared
 from autoseg.data.previous import one_hot
-from autoseg.data.store import StoredCases
+from autoseg.data.store import StoredCase, StoredCases
 from autoseg.documents.dataset import Case, suffix_of
 from autoseg.documents.model import ModelSpec
 from autoseg.documents.run import RunSpec
@@ -38,6 +38,7 @@ from autoseg.infer.meaning import painted, probabilities
 from autoseg.models.members import Model, member_of
 from autoseg.models.probabilities import ProbabilityFile, described_by
 from autoseg.models.segment import (
+    Classes,
     Extras,
     Segmenter,
     Uncertainty,
@@ -103,27 +104,30 @@ def predict_validation(
     bar = tqdm(todo, "validate", unit="case", disable=None)
     for number, (case, path, kept, stamp) in enumerate(bar):
         stored = cases[number]
-        image = np.array(stored.image)
-        if stored.previous is not None:
-            image = np.concatenate([image, one_hot(stored.previous, labels.count)])
-        with voice.variant.pinned():
-            rows = voice.rows(image, stored.info)
-            shape = tuple(stored.info["arranged_shape"])
-            if keep_probabilities:
-                at = fold.probabilities(case)
-                with ProbabilityFile.writing(at, shape, stored.info, labels) as file:
-                    found = np.zeros(shape, np.int16)
-                    for part, logits in rows:
-                        found[part] = painted(logits, labels, of="logits").numpy()
-                        file.write(
-                            part, probabilities(logits, regional=bool(labels.regions)).numpy()
-                        )
-            else:
-                found = joined(rows, shape, labels)
+        at = fold.probabilities(case) if keep_probabilities else None
+        found = _held_out(voice, stored, at)
         grid = Grid.from_dict(dict(stored.info["grid"]))
         write_classes(path, found, labels, spec.configuration.preparation.axes, grid)
         stamp.write(kept)
     return written
+
+
+def _held_out(voice: Voice, stored: StoredCase, keep_at: Path | None) -> Classes:
+    """Class indices of a prepared case on its own grid; probabilities are kept where a path says."""
+    labels, shape = voice.labels, tuple(stored.info["arranged_shape"])
+    image = np.array(stored.image)
+    if stored.previous is not None:
+        image = np.concatenate([image, one_hot(stored.previous, labels.count)])
+    with voice.variant.pinned():
+        rows = voice.rows(image, stored.info)
+        if keep_at is None:
+            return joined(rows, shape, labels)
+        found = np.zeros(shape, np.int16)
+        with ProbabilityFile.writing(keep_at, shape, stored.info, labels) as file:
+            for part, logits in rows:
+                found[part] = painted(logits, labels, of="logits").numpy()
+                file.write(part, probabilities(logits, regional=bool(labels.regions)).numpy())
+    return found
 
 
 # ---- what a scan must be like
