@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from autoseg.documents.document import Document, Frozen
-from autoseg.documents.labels import LabelSet, Region
+from autoseg.documents.labels import LabelSet, Region, without_empty
 
 QUANTILES = 1001
 """Evenly spaced quantiles kept of each channel, so that pooled percentiles need no second read."""
@@ -172,12 +172,7 @@ class Fingerprint(Document):
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # most datasets have neither, and what was measured before they existed keeps its hash
-        found: dict[str, Any] = write(self)
-        return {
-            k: v
-            for k, v in found.items()
-            if k not in ("regions", "ignore") or v not in (None, [], ())
-        }
+        return without_empty(write(self))
 
     @property
     def label_set(self) -> LabelSet:

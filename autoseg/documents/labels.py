@@ -26,6 +26,12 @@ IGNORED = "ignore"
 """The name that makes a label the ignore label, as in nnU-Net."""
 
 
+def without_empty(written: dict[str, Any]) -> dict[str, Any]:
+    """A dumped document without `regions` and `ignore` where there are none."""
+    rare = ("regions", "ignore")
+    return {k: v for k, v in written.items() if k not in rare or v not in (None, [], ())}
+
+
 class Region(Document):
     """A structure made of several classes, which may be part of other structures too.
 
@@ -69,12 +75,7 @@ class LabelSet(Document):
     @model_serializer(mode="wrap")
     def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # most datasets have neither, and what was made before they existed keeps its hash
-        found: dict[str, Any] = write(self)
-        return {
-            k: v
-            for k, v in found.items()
-            if k not in ("regions", "ignore") or v not in (None, [], ())
-        }
+        return without_empty(write(self))
 
     @property
     def foreground(self) -> tuple[str, ...]:

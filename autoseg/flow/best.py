@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,16 +266,12 @@ def _cost(made: Plan, name: str) -> float:
 
 
 def _operations(configuration: Configuration) -> float:
-    patch = (1,) * (3 - configuration.dimensions) + configuration.patch_vox
-    step = configuration.predict.tile_step
-    tiles = prod(
-        max(1, ceil((n - p) / (p * step)) + 1) if n > p else 1
-        for n, p in zip(configuration.median_shape_vox, patch, strict=True)
-    )
-    mirrored = (
-        2 ** len(configuration.augmentation.mirror_axes) if configuration.predict.mirror else 1
-    )
-    return float(tiles * mirrored * operations(configuration.network, configuration.patch_vox))
+    from autoseg.infer.volume import patches_to_predict
+
+    patches = patches_to_predict(configuration.median_shape_vox, configuration)
+    axes = configuration.augmentation.mirror_axes if configuration.predict.mirror else ()
+    network = operations(configuration.network, configuration.patch_vox)
+    return float(patches * 2 ** len(axes) * network)
 
 
 def _postprocessed(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.documents.plan import Prediction
+from autoseg.documents.plan import Configuration, Prediction
 from autoseg.infer.meaning import Slab
 from autoseg.infer.tiles import axis_total, positions, tile_weights
 
@@ -150,6 +150,15 @@ def tile_for(
     inner = [1, *shape[1:]] if flat else list(shape)
     whole = tuple(max(p, -(-n // d) * d) for n, p, d in zip(inner, patch, by, strict=True))
     return whole if prod(whole) <= whole_up_to * prod(patch) else patch
+
+
+def patches_to_predict(shape: Sequence[int], configuration: Configuration) -> float:
+    """How many patches' worth of voxels the tiles of a prepared volume (Z, Y, X) have together."""
+    patch, predict = configuration.patch_vox, configuration.predict
+    tile = tile_for(shape, patch, configuration.network.divisor, predict.whole_up_to)
+    step = predict.tile_step
+    tiles = (len(positions(max(n, t), t, step)) for n, t in zip(shape, tile, strict=True))
+    return prod(tiles) * prod(tile) / prod(patch)
 
 
 def corners_of(

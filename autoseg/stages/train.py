@@ -11,9 +11,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 import torch
@@ -21,12 +20,11 @@ from tqdm import tqdm
 
 from autoseg.data.batches import Batches, BatchSpec, validation_batches
 from autoseg.data.store import StoredCases
-from autoseg.documents.plan import Configuration, Training
+from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
 from autoseg.files import Lock, sweep
-from autoseg.infer.tiles import positions
-from autoseg.infer.volume import tile_for
+from autoseg.infer.volume import patches_to_predict
 from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, loss_of
@@ -209,15 +207,6 @@ def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float,
         elif entry["event"] == "deadline":
             total_s = entry["total_s"]
     return pace, spent, total_s
-
-
-def patches_to_predict(shape: Sequence[int], configuration: Configuration) -> float:
-    """How many patches' worth of voxels the tiles of a prepared volume (Z, Y, X) have together."""
-    patch, predict = configuration.patch_vox, configuration.predict
-    tile = tile_for(shape, patch, configuration.network.divisor, predict.whole_up_to)
-    step = predict.tile_step
-    tiles = (len(positions(max(n, t), t, step)) for n, t in zip(shape, tile, strict=True))
-    return prod(tiles) * prod(tile) / prod(patch)
 
 
 def _reserve(
