@@ -46,6 +46,9 @@ class TrainingDiverged(AutosegError):
 class OutOfMemory(AutosegError):
     """A training step does not fit into the memory of the device."""
 
+    lasting = False
+    """Whether this process cannot compute any more, however small the next step is."""
+
 
 class Interrupted(AutosegError):
     """A signal stopped the work after its state was saved."""

@@ -84,6 +84,12 @@ def smaller_job(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
     smaller = replace(job, plan=name)
     make.plan(smaller, replace(asked, pins={**asked.pins, **pins}))
     _check_smaller(read_plan(path).configuration(job.configuration), smaller)
+    if error.lasting:
+        raise OutOfMemory(
+            f"{name} is planned, but oneDNN does not recover within a process; to go on: "
+            f"`autoseg train {job.places.name} {job.configuration} {job.fold} --plan {name} "
+            "--auto-shrink`"
+        ) from error
     return smaller
 
 

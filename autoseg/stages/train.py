@@ -49,7 +49,9 @@ LOADING = 1.1
 """A step with its batch against one on numbers that are there already, before it was measured."""
 RAM_PART = 4
 """Training cases are held in memory where they fit into this part of what is free."""
-NO_RAM = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+NO_CODE = "could not create a primitive"
+"""What oneDNN says when it finds no room for code; it then refuses in that thread for ever."""
+NO_RAM = ("DefaultCPUAllocator", "could not create a memory", NO_CODE)
 """What torch's and oneDNN's messages say when the machine's own memory is at its end."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
@@ -87,10 +89,12 @@ def memory_watched(name: str, spec: RunSpec) -> Iterator[None]:
         if not known and not any(said in str(error) for said in NO_RAM):
             raise
         c = spec.configuration
-        raise OutOfMemory(
+        told = OutOfMemory(
             f"{name} is out of memory with {c.train.batch_size} patches of "
             f"{' x '.join(map(str, c.patch_vox))} voxels a step"
-        ) from error
+        )
+        told.lasting = NO_CODE in str(error)
+        raise told from error
 
 
 def begin(fold: Fold, spec: RunSpec, stamp: Stamp, *, redo: bool) -> bool:
