@@ -15,7 +15,7 @@ import pytest
 ROWS = (
     ("errors",),
     ("files",),
-    ("stage", "pool", "documents", "image", "workspace"),
+    ("stage", "pool", "timing", "documents", "image", "workspace"),
     ("data", "nets", "learn", "infer"),
     ("rules",),
     ("costs", "models"),
@@ -28,7 +28,7 @@ ROWS = (
 )
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
-WITHOUT_TORCH = {"errors", "files", "stage", "pool", "documents", "image", "workspace"}
+WITHOUT_TORCH = {"errors", "files", "stage", "pool", "timing", "documents", "image", "workspace"}
 """Rooms that never name torch, not even inside a function."""
 
 NAMES_OF_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
