@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.autoseg-setup
 
-.PHONY: setup demo test format check test-all bench bench-env
+.PHONY: setup demo test format check test-all bench bench-env bench-budgets
 
 setup: $(STAMP)
 
@@ -55,7 +55,16 @@ $(RIVAL)/bin/nnUNetv2_train:
 
 bench-env: $(RIVAL)/bin/nnUNetv2_train
 
-# `make bench PART=preprocess`; the training figures take about an hour on two idle cores
-PART ?= start preprocess train
+# Side by side with nnU-Net: `make bench` measures every part and writes docs/benchmarks.md, about
+# forty minutes on two idle cores (MORE="--times 2": thirty); what is measured already is kept.
+# `make bench PART=resample` does one part, `PART="step export" MORE=--redo` measures again, and
+# `MORE=--quick` tries all of them at small sizes.
+PART ?=
+MORE ?=
 bench: $(STAMP) bench-env
-	$(BIN)/python bench/run.py $(PART) --write
+	AUTOSEG_BENCH_NNUNET=$(abspath $(RIVAL)) $(BIN)/python -m bench.run $(PART) $(MORE)
+
+# autoseg alone: Dice within given minutes, about two hours on two idle cores
+bench-budgets: $(STAMP)
+	$(BIN)/python -m bench.budgets train folds
+	$(BIN)/python -m bench.run --page

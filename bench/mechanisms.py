@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,10 @@ from autoseg.learn.trial import trial_step
 from autoseg.learn.variants import Variant
 from autoseg.nets.build import build
 from autoseg.nets.cost import parameters
-from bench.run import DATA, REPOSITORY, RESULTS, TARGETS, machine
+from bench.budgets import TARGETS
+from bench.places import DATA, RESULTS, ROOT, machine
 
 KEPT = RESULTS / "mechanisms.jsonl"
-ROOT = Path(os.environ.get("AUTOSEG_BENCH_ROOT", REPOSITORY / ".bench"))
 PRESETS = (
     "attention_unet", "dense_unet", "dilated_unet", "hc_mamba", "inception_unet", "mednext_s",
     "resenc_m", "swin_unetr", "transunet", "umamba_bot", "unetpp",

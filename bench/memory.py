@@ -35,7 +35,7 @@ from autoseg.learn.state import Average, Run
 from autoseg.learn.variants import Variant
 from autoseg.nets.build import build
 from autoseg.nets.cost import Precision, Rules, training_bytes
-from bench.run import REPOSITORY, keep
+from bench.places import REPOSITORY, keep
 
 BETWEEN = "between two steps"
 CONVOLUTIONS = {"aten::_convolution", "aten::convolution_backward"}

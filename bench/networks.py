@@ -30,7 +30,7 @@ from autoseg.rules.recipe import CORE_TRAINING
 from bench import mechanisms, memory
 from bench.mechanisms import parameters_of, seconds
 from bench.memory import predicted, recipe
-from bench.run import REPOSITORY, RESULTS, keep
+from bench.places import REPOSITORY, RESULTS, keep
 
 BATCH, CHANNELS, CLASSES = 2, 1, 3
 

@@ -1,8 +1,8 @@
 """Measure the selective scan: seconds against length, and beside other ways to compute it.
 
-    python bench/scan.py length            # forward + backward at L, 2L, 4L, …: the ratios t(2L) / t(L)
-    python bench/scan.py rivals            # the same values by doubling, by steps, by mambapy
-    python bench/scan.py length --write    # and keep the rows in bench/results/scan_length.json
+    python -m bench.scan length            # forward + backward at L, 2L, 4L, …: the ratios t(2L) / t(L)
+    python -m bench.scan rivals            # the same values by doubling, by steps, by mambapy
+    python -m bench.scan length --write    # and keep the rows in bench/results/scan_length.json
 
 All sizes, or all rivals, run in turn, several times over; what is told is the median of each and the median
 of the ratios inside a turn. Seconds are of the process's own CPU time, so that what else runs on the
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from run import keep
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from autoseg.nets.scan import scan_bytes, selective_scan
+from bench.places import keep
 
 WIDTH, STATE = 128, 16
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
@@ -129,7 +129,7 @@ def length(times: int, write: bool) -> None:
         rows.append(row)
         print("| " + " | ".join(str(x) if x is not None else "" for x in row.values()) + " |")
     if write:
-        keep("scan_length", rows, "python bench/scan.py length --write")
+        keep("scan_length", rows, "python -m bench.scan length --write")
 
 
 def rivals(times: int, write: bool) -> None:
@@ -160,7 +160,7 @@ def rivals(times: int, write: bool) -> None:
         rows.append(row)
         print("| " + " | ".join(map(str, row.values())) + " |")
     if write:
-        keep("scan_rivals", rows, "python bench/scan.py rivals --write")
+        keep("scan_rivals", rows, "python -m bench.scan rivals --write")
 
 
 PARTS = {"length": length, "rivals": rivals}

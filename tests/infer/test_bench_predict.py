@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.predict import predicted, whole_volume_bytes
+from bench.predict_memory import predicted, whole_volume_bytes
 
 
 @pytest.mark.slow

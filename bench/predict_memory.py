@@ -1,7 +1,7 @@
-"""Memory and time of predicting a large volume; writes bench/results/predict.json.
+"""Memory and time of predicting a large volume; writes bench/results/predict_memory.json.
 
-    python -m bench.predict                     # 512 x 512 x 300 voxels, 20 labels, five folds
-    python -m bench.predict --step 1.0          # fewer tiles; as much memory
+    python -m bench.predict_memory                     # 512 x 512 x 300 voxels, 20 labels, five folds
+    python -m bench.predict_memory --step 1.0          # fewer tiles; as much memory
 
 A process of its own makes an image and small plain networks with random weights, and goes from the
 image in memory to the label map in memory: tiles, resampling to the scan's own grid, labels. Its
@@ -21,7 +21,7 @@ import time
 from math import prod
 from typing import Any
 
-from bench.run import REPOSITORY, keep
+from bench.places import REPOSITORY, keep
 
 FULL_VOX = (300, 512, 512)
 PREPARED_VOX = (273, 500, 500)
@@ -104,7 +104,7 @@ def main() -> None:
         print(json.dumps(predicted(asked.step, asked.shrink)))
         return
     command = [
-        sys.executable, "-m", "bench.predict", "--here", "--step", str(asked.step),
+        sys.executable, "-m", "bench.predict_memory", "--here", "--step", str(asked.step),
         "--shrink", str(asked.shrink),
     ]  # fmt: skip
     done = subprocess.run(
@@ -121,7 +121,7 @@ def main() -> None:
         f"{gb['whole_volume_bytes']:.2f} GB"
     )
     if asked.shrink == 1:
-        keep("predict", [row], f"python -m bench.predict --step {asked.step}")
+        keep("predict_memory", [row], f"python -m bench.predict_memory --step {asked.step}")
 
 
 if __name__ == "__main__":

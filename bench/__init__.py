@@ -1,0 +1,1 @@
+"""Measuring autoseg, alone and beside nnU-Net: see README.md in this folder."""

@@ -1,0 +1,214 @@
+"""docs/benchmarks.md from the figures that were kept."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.pairs import MEASURES, OURS, RIVAL
+from bench.places import REPOSITORY, kept
+from bench.plots import draw
+from bench.tables import folds_table, memory_table, train_table
+
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+WORDS = {"wall_s": "time", "cpu_s": "CPU", "peak_bytes": "memory"}
+HEADS = {
+    "ceilings": "Ceilings of this machine", "start": "Start-up", "fingerprint": "Fingerprint",
+    "plan": "Plan", "preprocess": "Preprocessing", "resample": "Resampling",
+    "augmentation": "Augmentation", "loading": "Loading", "step": "The training step",
+    "predict": "Prediction", "export": "Export: from logits to a label map",
+    "evaluate": "Evaluation", "raw": "From a raw scan to a label map", "gpu": "On a card",
+}  # fmt: skip
+
+Parts = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def write_page(page: Path = PAGE) -> None:
+    """Write the page and its pictures."""
+    parts = {name: measured_rows(kept(name)) for name in HEADS}
+    lines = [*_opening(), *glance(parts)]
+    for name, rows in parts.items():
+        if name != "ceilings":
+            lines += section(name, rows, page.parent / "pictures")
+    lines += limits(parts)
+    for name, table in (("train", train_table), ("folds", folds_table),
+                        ("predict_memory", memory_table)):  # fmt: skip
+        if document := kept(name):
+            lines += table(document)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def measured_rows(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The compared rows of a part."""
+    return [row for row in document.get("rows", ()) if "sides" in row]
+
+
+def _opening() -> list[str]:
+    return [
+        "# Benchmarks", "",
+        "Written by `make bench`; change the runs, not this page. autoseg and nnU-Net run in turn "
+        "on the same data and machine, in processes of their own; figures are medians, ratios are "
+        "medians over pairs of neighbouring runs: autoseg / nnU-Net, below 1 is faster or smaller. "
+        "Whole commands include start-up; scripts (`bench/ours`, `bench/theirs`) time the work "
+        "alone. Memory is the most that was resident, libraries included; of a command with "
+        "several processes, their sum.", "",
+    ]  # fmt: skip
+
+
+def glance(parts: Parts) -> list[str]:
+    """One line for each target, and for each part without one."""
+    lines = ["## At a glance", "",
+             "| part | autoseg | nnU-Net | ratio | target | |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, rows in parts.items():
+        if name == "ceilings":
+            continue
+        if not rows:
+            lines.append(f"| {HEADS[name]} | | | | | {absent(name)} |")
+        for row in rows:
+            lines += [_target_line(row, *target) for target in targets(row)]
+    return [*lines, ""]
+
+
+def absent(part: str) -> str:
+    return "not measured: no card" if part == "gpu" else "not measured"
+
+
+def targets(row: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
+    """(side, measure, the largest good ratio) of a row; time without a target where none is named."""
+    named = [
+        (side, key, float(most)) for side, of in row["targets"].items() for key, most in of.items()
+    ]
+    return named or [(OURS, "wall_s", None)]
+
+
+def _target_line(row: Mapping[str, Any], side: str, measure: str, most: float | None) -> str:
+    ours, theirs = row["sides"].get(side, {}), row["sides"].get(RIVAL, {})
+    ratio = row["ratios"].get(side, {}).get(measure)
+    what = row["what"] + ("" if side == OURS else f" ({side})")
+    what += "" if measure == "wall_s" else f", {WORDS[measure]}"
+    return (f"| {what} | {amount(ours, measure)} | {amount(theirs, measure)} | {of_ratio(ratio)} | "
+            f"{of_target(most)} | {verdict(ratio, most)} |")  # fmt: skip
+
+
+def verdict(ratio: float | None, most: float | None) -> str:
+    if most is None:
+        return ""
+    if ratio is None:
+        return "not compared"
+    return "met" if ratio <= most else "**missed**"
+
+
+def of_target(most: float | None) -> str:
+    return "" if most is None else f"≤ 1/{1 / most:.3g}"
+
+
+def of_ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"1/{1 / ratio:.3g}" if ratio < 1 else f"{ratio:.3g}"
+
+
+def amount(side: Mapping[str, Any], measure: str) -> str:
+    """A figure with its unit; the reason where it failed."""
+    if "failed" in side:
+        return str(side["failed"])
+    value = side.get(measure)
+    if value is None:
+        return ""
+    if measure == "peak_bytes":
+        return f"{value / 1e9:.2f} GB" if value else ""
+    return f"{1000 * value:.3g} ms" if value < 0.1 else f"{value:.3g} s"
+
+
+def section(name: str, rows: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
+    """A part in detail: every side of every row, what is equal, commands, machine, a picture."""
+    lines = [f"## {HEADS[name]}", ""]
+    if not rows:
+        return [*lines, absent(name).capitalize() + ".", ""]
+    lines += ["| what | program | wall | CPU | peak | time ratio | CPU ratio | memory ratio |",
+              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        for side, of in row["sides"].items():
+            ratio = [of_ratio(row["ratios"].get(side, {}).get(key)) for key in MEASURES]
+            figures = [amount(of, key) for key in MEASURES]
+            said = f"{side} ({of['variant']})" if "variant" in of else side
+            lines.append(f"| {row['what']} | {said} | {' | '.join([*figures, *ratio])} |")
+    lines += ["", *_remarks(rows), *_origin(rows), ""]
+    picture = draw(name, rows, pictures)
+    if picture is not None:
+        lines += [f"![cost of {name} against size](pictures/{picture.name})", ""]
+    return lines
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        said = [f"{key} {value}" for key, value in row.get("equal", {}).items()]
+        said += [row["note"]] if "note" in row else []
+        said.append(f"{row['runs']} run{'s' if row['runs'] > 1 else ''} each")
+        lines.append(f"- {row['what']}: {'; '.join(said)}.")
+    return [*lines, ""]
+
+
+def _origin(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Commands, machine, versions; each said once."""
+    commands = dict.fromkeys(
+        f"{side} `{said}`" for row in rows for side, said in row["commands"].items()
+    )
+    places = dict.fromkeys(
+        f"{m['date']}, {m['cores']} cores of {m['processor']}, {m['memory']}, Python {m['python']}; "
+        + ", ".join(f"{k} {v}" for k, v in row["versions"].items())
+        for row in rows
+        for m in [row["machine"]]
+    )
+    loads = [float(row["machine"]["load_before"]) for row in rows]
+    return ["; ".join([*commands, *places]) + f"; load before {statistics.median(loads):.1f}."]
+
+
+def limits(parts: Parts) -> list[str]:
+    """What resampling, export and the step would take at the machine's ceilings."""
+    ceilings = {row["row"]: row["sides"][OURS] for row in parts["ceilings"]}
+    if not ceilings:
+        return []
+    lines = ["## How far from the machine's limits", "",
+             "| threads | copying | matrix products | convolutions |", "|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {c['threads']:.0f} | {c['copy_gb_s']:.3g} GB/s | {c['product_gflops']:.3g} GFLOP/s | "
+        f"{c['convolution_gflops']:.3g} GFLOP/s |"
+        for c in ceilings.values()
+    ]
+    lines += ["", "Bytes that must be moved at least, operations that must be done, and the share of "
+              "the time that they would take at all cores' ceilings (the larger of the two). "
+              "Resampling: one pass an axis, products with blocks of its matrices. Export: logits read "
+              "once, labels written once, seven operations a voxel and label. The step: three times "
+              "the network's products (forward, and two backward), in float32.", "",
+              "| what | bytes | operations | at the ceiling | autoseg | share of the ceiling |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
+    most = ceilings.get("all", next(iter(ceilings.values())))
+    for name in ("resample", "export", "step"):
+        for row in parts[name]:
+            lines += _limit_lines(row, most)
+    return [*lines, ""]
+
+
+def _limit_lines(row: Mapping[str, Any], most: Mapping[str, float]) -> list[str]:
+    """The sides of ours, of a row that knows its bytes or operations."""
+    lines = []
+    for side, of in row["sides"].items():
+        if side == RIVAL or "wall_s" not in of or "bf16" in side:
+            continue
+        moved = row.get("size", {}).get("bytes", 0)
+        if "multiply_adds" in of:
+            operations, speed = 6 * of["multiply_adds"], most["convolution_gflops"]
+        else:
+            operations, speed = row.get("size", {}).get("operations", 0), most["product_gflops"]
+        least = max(moved / most["copy_gb_s"], operations / speed) / 1e9
+        if least:
+            what = row["what"] + ("" if side == OURS else f" ({side})")
+            lines.append(
+                f"| {what} | {moved / 1e9:.3g} GB | {operations / 1e9:.3g} G | "
+                f"{amount({'wall_s': least}, 'wall_s')} | {amount(of, 'wall_s')} | "
+                f"{100 * least / of['wall_s']:.0f} % |"
+            )
+    return lines
