@@ -1,0 +1,1 @@
+"""Data of others become a dataset: how their files are found, checked and written."""

@@ -1,0 +1,1 @@
+"""How is DICOM spoken: series in, segmentations and contours in and out."""
