@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import AutosegError
-from autoseg.interop.nnunet_plan import plan, plan_from_files
+from autoseg.interop.nnunet.plan import plan, plan_from_files
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "nnunet").glob("*.json"))
 FLAT = {"strides": "strides", "kernels": "kernel_sizes", "features": "features_per_stage"}

@@ -1,0 +1,1 @@
+"""nnU-Net v2: its plans, models and checkpoints, read and written."""

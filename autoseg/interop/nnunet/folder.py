@@ -1,0 +1,251 @@
+"""Where do nnU-Net's trained models lie: in a folder of results, or in a zip of `nnUNetv2_export_model_to_zip`?
+
+    nnUNetTrainer__nnUNetPlans__3d_fullres/{plans.json,dataset.json,fold_0/checkpoint_final.pth,…}
+
+That is one model. A folder of a dataset holds several, and says in `inference_information.json`
+which of them nnU-Net found the best.
+"""
+
+import re
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from autoseg.errors import AutosegError, nearest
+from autoseg.files import BLOCK, BoundedFile, explaining
+from autoseg.interop.nnunet.checkpoint import DIRECTORY_LIMIT
+from autoseg.interop.nnunet.read import read_object
+
+FINAL = "checkpoint_final.pth"
+PLANS, DATASET, FINGERPRINT = "plans.json", "dataset.json", "dataset_fingerprint.json"
+INFORMATION = "inference_information.json"
+NEEDED = (PLANS, DATASET, FINGERPRINT, INFORMATION, "postprocessing.json", "postprocessing.pkl")
+FOLD = re.compile(r"fold_(all|\d{1,4})")
+DEEPEST = 3
+"""Folders below the one that was named in which models are looked for."""
+
+MOST_ENTRIES = 200_000
+TEXT_LIMIT = 64 << 20
+CHECKPOINT_LIMIT = 16 << 30
+MOST_SWELLING = 200.0
+"""Weights hardly shrink; texts of nnU-Net shrink to a twentieth."""
+DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, LookupError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The folder of one trained configuration, and what its name says."""
+
+    folder: Path
+    trainer: str
+    plans: str
+    configuration: str
+    """Empty where the folder was renamed: the checkpoint knows it."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.configuration or self.folder.name} ({self.trainer}, {self.plans})"
+
+    def folds(self, checkpoint: str) -> dict[str, Path]:
+        """Fold -> its checkpoint; `all` last."""
+        found = {}
+        for path in self.folder.glob(f"fold_*/{checkpoint}"):
+            if match := FOLD.fullmatch(path.parent.name):
+                found[match[1]] = path
+        return dict(sorted(found.items(), key=lambda p: (p[0] == "all", p[0].zfill(4))))
+
+
+def trained_in(folder: Path) -> list[Trained]:
+    """Every trained configuration in a folder, or the folder itself. Raises AutosegError for none."""
+    found = [_trained(at) for at in _with_plans(folder, DEEPEST)]
+    if not found:
+        raise AutosegError(
+            f"{folder} holds no model of nnU-Net v2; expected a folder with {PLANS}, {DATASET} and "
+            f"fold_0/{FINAL}, or one that holds such folders"
+        )
+    return sorted(found, key=lambda t: (t.configuration, t.trainer, t.plans))
+
+
+def _with_plans(folder: Path, deeper: int) -> Iterator[Path]:
+    if (folder / PLANS).is_file() and (folder / DATASET).is_file():
+        yield folder
+    elif deeper and folder.is_dir():
+        with explaining(folder, "list"):
+            inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
+        for one in inner:
+            if one.name != "ensembles":
+                yield from _with_plans(one, deeper - 1)
+
+
+def _trained(folder: Path) -> Trained:
+    words = folder.absolute().name.split("__")
+    trainer, plans, configuration = words if len(words) == 3 else ("", "", "")
+    return Trained(folder, trainer or "nnUNetTrainer", plans or "nnUNetPlans", configuration)
+
+
+def chosen_of(
+    found: Sequence[Trained], folder: Path, wanted: Sequence[str]
+) -> tuple[list[Trained], Path | None]:
+    """The models that speak together, and the file of their postprocessing where there is one.
+
+    `wanted` names configurations; else what nnU-Net's own choice names, else the only one. Raises
+    AutosegError listing what there is.
+    """
+    if wanted:
+        return [_named(found, name) for name in wanted], _postprocessing(found, folder, wanted)
+    if len(found) == 1:
+        return list(found), _beside(found[0])
+    best = _best(found, folder)
+    if best:
+        names = [one.configuration for one in best]
+        return best, _postprocessing(best, folder, names)
+    first = [t for t in found if t.configuration != "3d_lowres"]
+    raise AutosegError(
+        f"{folder} holds {len(found)} models: {', '.join(t.title for t in found)}; choose with "
+        f"-c, as -c {(first or list(found))[0].configuration}"
+    )
+
+
+def _named(found: Sequence[Trained], name: str) -> Trained:
+    hits = [t for t in found if t.configuration == name]
+    if len(hits) != 1:
+        several = "; ".join(t.folder.name for t in hits)
+        raise AutosegError(
+            f"{name} is there {len(hits)} times: {several}; name one of these folders"
+            if hits
+            else f"there is no trained {name!r}" + nearest(name, [t.configuration for t in found])
+        )
+    return hits[0]
+
+
+def _best(found: Sequence[Trained], folder: Path) -> list[Trained]:
+    """What `inference_information.json` names, where all of it is there."""
+    homes = dict.fromkeys([folder, *(t.folder.parent for t in found)])
+    path = next((h / INFORMATION for h in homes if (h / INFORMATION).is_file()), None)
+    if path is None:
+        return []
+    said: Any = read_object(path).get("best_model_or_ensemble")
+    models = said.get("selected_model_or_models") if isinstance(said, dict) else None
+    best = []
+    for model in models if isinstance(models, list) else ():
+        key = tuple(model.get(k) for k in ("trainer", "plans_identifier", "configuration"))
+        best += [t for t in found if (t.trainer, t.plans, t.configuration) == key]
+    return best if isinstance(models, list) and len(best) == len(models) else []
+
+
+def _postprocessing(found: Sequence[Trained], folder: Path, names: Sequence[str]) -> Path | None:
+    """The postprocessing of one model, or of an ensemble of two."""
+    chosen = [t for t in found if t.configuration in names]
+    if len(chosen) == 1:
+        return _beside(chosen[0])
+    parts = {f"{t.trainer}__{t.plans}__{t.configuration}" for t in chosen}
+    for home in dict.fromkeys([folder, *(t.folder.parent for t in chosen)]):
+        for path in sorted(home.glob("ensembles/ensemble___*")):
+            if set(path.name.split("___")[1:-1]) == parts:
+                return _file_in(path)
+    return None
+
+
+def _beside(one: Trained) -> Path | None:
+    """The postprocessing that nnU-Net found on the cross-validation of a model."""
+    for home in (*sorted(one.folder.glob("crossval_results_folds_*")), one.folder):
+        if found := _file_in(home):
+            return found
+    return None
+
+
+def _file_in(folder: Path) -> Path | None:
+    names = ("postprocessing.json", "postprocessing.pkl")
+    return next((folder / n for n in names if (folder / n).is_file()), None)
+
+
+def stage_of(one: Trained, name: str, found: Sequence[Trained]) -> Trained:
+    """The model that a cascade refines: beside it, with its trainer and plans. Raises AutosegError."""
+    home = one.folder.absolute().parent
+    beside = [*found, *(_trained(p) for p in sorted(home.glob(f"*__*__{name}")))]
+    for other in beside:
+        if other.configuration == name and (other.trainer, other.plans) == (one.trainer, one.plans):
+            return other
+    raise AutosegError(
+        f"{one.title} refines {name}, which is not beside it; give the folder that holds "
+        f"{one.trainer}__{one.plans}__{name} as well"
+    )
+
+
+# ---- zips
+
+
+def unpack_model(path: Path, into: Path, checkpoint: str) -> None:
+    """Unpack what is needed of a model zip below `into`.
+
+    Raises AutosegError for a damaged or hostile file: names that leave the folder, links, entries
+    that swell absurdly or are longer than they say.
+    """
+    try:
+        with (
+            explaining(path, "read"),
+            open(path, "rb", buffering=0) as raw,
+            BoundedFile(raw, path.stat().st_size, DIRECTORY_LIMIT) as bounded,
+            zipfile.ZipFile(bounded) as archive,
+        ):
+            infos = archive.infolist()
+            if len(infos) > MOST_ENTRIES:
+                _refuse(path, f"it holds {len(infos)} files")
+            taken = [info for info in infos if _is_needed(info, path, checkpoint)]
+            if len({info.filename.lower() for info in taken}) != len(taken):
+                _refuse(path, "two of its files have one name")
+            _fits(path, into, sum(info.file_size for info in taken))
+            for info in taken:
+                _unpacked(archive, info, into, path)
+    except DAMAGE as error:
+        raise AutosegError(
+            f"{path} is no zip, or a damaged one ({str(error)[:100]}); copy or download it again"
+        ) from error
+
+
+def _refuse(path: Path, found: str) -> None:
+    raise AutosegError(f"{path} is refused: {found}; ask its maker for another")
+
+
+def _is_needed(info: zipfile.ZipInfo, path: Path, checkpoint: str) -> bool:
+    """Whether an entry belongs to a model; raises AutosegError for one that nobody may unpack."""
+    place = PurePosixPath(info.filename)
+    shown = info.filename[:80]
+    if place.is_absolute() or ".." in place.parts or "\\" in info.filename or ":" in info.filename:
+        _refuse(path, f"it holds {shown!r}, a name that leaves its folder")
+    is_checkpoint = place.name == checkpoint and FOLD.fullmatch(place.parent.name) is not None
+    if info.is_dir() or not (is_checkpoint or place.name in NEEDED):
+        return False
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG) or info.flag_bits & 1:
+        _refuse(path, f"{shown!r} is a link or encrypted")
+    limit = CHECKPOINT_LIMIT if is_checkpoint else TEXT_LIMIT
+    swells = info.file_size > MOST_SWELLING * max(info.compress_size, 1)
+    if info.file_size > limit or (swells and info.file_size > BLOCK):
+        _refuse(path, f"{shown!r} would have {info.file_size} bytes once it is unpacked")
+    return True
+
+
+def _fits(path: Path, into: Path, needed: int) -> None:
+    into.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(into).free
+    if free < needed:
+        raise AutosegError(
+            f"{path} needs {needed / 1e9:.2f} GB in {into}, the disk has {free / 1e9:.2f} GB left; "
+            "free some space, or set TMPDIR to a larger disk"
+        )
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, into: Path, path: Path) -> None:
+    target = into.joinpath(*PurePosixPath(info.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with archive.open(info) as source, open(target, "xb") as file:
+        while piece := source.read(BLOCK):
+            written += len(piece)
+            if written > info.file_size:
+                _refuse(path, f"{info.filename[:80]!r} is longer than it says")
+            file.write(piece)

@@ -1,0 +1,91 @@
+"""`autoseg export --nnunet` and `autoseg import_nnunet` at a shell: there and back is the same model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.documents.model import ModelSpec
+from autoseg.documents.plan import Configuration
+from autoseg.documents.presets.table import network_spec
+from autoseg.errors import PlanError
+from autoseg.image.reading import read_labels
+from autoseg.interop.nnunet.network import aliases, architecture_of, foreign_names, network_of
+from autoseg.interop.nnunet.write import configuration_as, labels_as
+from autoseg.stages.package import read_model
+from tests.interop.nnunet_files import CASCADE, imported
+
+STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+
+
+def test_a_trained_model_goes_to_nnunet_and_back(shell, trained: Path, tmp_path: Path) -> None:
+    said = shell("autoseg export -d 1 -c 3d_fullres --nnunet theirs")
+    assert said.code == 0, said.err
+    folder = Path(said.out.strip())
+    assert folder.name == "nnUNetTrainer__default__3d_fullres"
+    assert sorted(p.name for p in folder.iterdir()) == ["dataset.json", "fold_0", "plans.json"]
+    again = shell("autoseg export -d 1 -c 3d_fullres --nnunet theirs")
+    assert (again.code, "exists; name another folder" in again.err) == (2, True)
+    both = shell("autoseg export -d 1 -c 3d_fullres --nnunet t -o x.autoseg")
+    assert (both.code, "give --nnunet alone" in both.err) == (2, True)
+    said = shell("autoseg import_nnunet theirs -o back")
+    assert said.code == 0, said.err
+    assert "imported from nnU-Net v2" in said.out
+    scans = "autoseg_data/raw/Dataset001_Phantom/imagesTs"
+    assert shell(f"autoseg predict -d 1 -c 3d_fullres -i {scans} -o a").code == 0
+    assert shell(f"autoseg predict --model back -i {scans} -o b").code == 0
+    names = sorted(p.name for p in (tmp_path / "a").glob("*.nii.gz"))
+    assert len(names) == 2
+    for name in names:
+        ours, theirs = (read_labels(tmp_path / f / name, "stored")[0].array for f in "ab")
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("preset", ["plain", "resenc_l"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_every_tensor_has_names_of_its_own_there(preset: str, dimensions: int) -> None:
+    cut = slice(3 - dimensions, None)
+    spec = network_spec(
+        preset, 2, 3, [6, 8, 8], [s[cut] for s in STRIDES], [k[cut] for k in KERNELS]
+    )
+    found = architecture_of(spec, "x")
+    assert network_of(found, 2, 3, preset, "x") == spec
+    names = foreign_names(spec)
+    every = [name for theirs in names.values() for name in (theirs, *aliases(spec, theirs))]
+    assert len(set(every)) == len(every)
+    assert len(names) == len(set(names.values()))
+    copies = sum(name.startswith("decoder.encoder.") for name in every)
+    assert copies == sum(name.startswith("encoder.") for name in every) > 0
+
+
+@pytest.mark.parametrize("preset", ["segnet", "attention_unet", "swin_unetr", "unetpp"])
+def test_networks_that_nnunet_does_not_have_are_refused_by_name(preset: str) -> None:
+    widths, steps = [16, 32, 64, 64, 64], [[1, 1, 1], *[[2, 2, 2]] * 4]
+    spec = network_spec(preset, 1, 2, widths, steps, [[3, 3, 3]] * 5)
+    with pytest.raises(PlanError, match=f"has the network '{preset}', which nnU-Net does not have"):
+        architecture_of(spec, "3d_fullres")
+
+
+def test_what_nnunet_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    spec, _ = imported(CASCADE, tmp_path)
+    document = spec.members[0].configuration.dump()
+    document["preparation"]["crop"] = "none"
+    with pytest.raises(PlanError, match="does not crop scans to what is not zero"):
+        configuration_as("3d", Configuration.parse(document, "x"))
+    gapped = spec.labels.model_copy(update={"values": (0, 1, 5)})
+    with pytest.raises(PlanError, match=r"the values \[0, 1, 5\]; nnU-Net needs 0, 1, 2"):
+        labels_as(gapped)
+
+
+def test_a_cascade_takes_its_stage_along(tmp_path: Path, shell) -> None:
+    from autoseg.interop.nnunet.write import write_model
+
+    spec, weights = imported(CASCADE, tmp_path / "w")
+    folders = write_model(spec, weights, tmp_path / "out", ending=".nii.gz", orientation=None)
+    names = {f.name.rpartition("__")[2] for f in folders}
+    assert names == {"3d_lowres", "3d_cascade_fullres"}
+    said = shell("autoseg import_nnunet out -c 3d_cascade_fullres -o again")
+    assert said.code == 0, said.err
+    back: ModelSpec = read_model(tmp_path / "autoseg_data" / "models" / "again")
+    assert back.digest == spec.digest
