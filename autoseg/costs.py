@@ -14,6 +14,7 @@ from typing import Any
 
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Training
+from autoseg.rules.operations import plain_operations
 from autoseg.rules.recipe import CORE_TRAINING
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,9 @@ class StepBytes:
 
 def operations(network: NetworkSpec, patch_vox: tuple[int, ...]) -> int:
     """Multiply-adds of one forward pass of one patch."""
+    known = plain_operations(network, patch_vox)
+    if known is not None:
+        return known
     from autoseg.nets.cost import multiply_adds
 
     return multiply_adds(network, patch_vox)

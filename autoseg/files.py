@@ -6,6 +6,7 @@ complete: it is written beside, flushed to the disk and renamed.
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -150,16 +151,16 @@ def to_json(value: Any) -> str:
 
 def _pretty(value: Any, depth: int) -> str:
     flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    holds_mapping = isinstance(value, dict) or (
-        isinstance(value, list) and any(isinstance(v, dict) for v in value)
-    )
     if not value or not isinstance(value, (dict, list)):
         return flat
+    holds_mapping = isinstance(value, dict) or any(isinstance(v, dict) for v in value)
     if len(flat) + 2 * depth <= 96 and (not holds_mapping or len(flat) <= 60):
         return flat
     pad, end = "  " * (depth + 1), "  " * depth
     if isinstance(value, list):
-        rows = [_pretty(v, depth + 1) for v in value]
+        # long lists of numbers are most of what is written, and need no second look
+        numbers = all(isinstance(v, (int, float)) for v in value)
+        rows = flat[1:-1].split(", ") if numbers else [_pretty(v, depth + 1) for v in value]
         opening, closing = "[", "]"
     else:
         rows = [
@@ -197,6 +198,24 @@ def sha256_json(value: Any) -> str:
     """The SHA-256 of a document's canonical JSON, in hex: equal values, equal hashes."""
     text = json.dumps(finite(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+class BoundedFile(io.BufferedReader):
+    """A file of a stranger that is never read in pieces of more than `most` bytes.
+
+    For readers that ask for as much as the contents say (the directory of a zip). Raises ValueError.
+    """
+
+    def __init__(self, raw: io.FileIO, length: int, most: int) -> None:
+        super().__init__(raw)
+        self.length, self.most = length, most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = self.length - self.tell()
+        if size > self.most:
+            raise ValueError("its list of contents is absurdly long")
+        return super().read(size)
 
 
 class Lock:

@@ -56,8 +56,8 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     first = (api.VERBS[verb].__doc__ or "").splitlines()[0]
     assert first in shown
-    # averaging folders and telling of public datasets need no workspace
-    assert ("--root PATH" in shown) == (verb not in {"ensemble", "datasets"})
+    # averaging folders needs no workspace
+    assert ("--root PATH" in shown) == (verb != "ensemble")
 
 
 def test_short_spellings_of_the_card() -> None:

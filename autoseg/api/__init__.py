@@ -8,6 +8,7 @@ loads a model once and segments arrays and files in process.
 from collections.abc import Callable
 from typing import Any
 
+from autoseg.api.convert import convert, write_case
 from autoseg.api.data import (
     check,
     datasets,
@@ -19,24 +20,25 @@ from autoseg.api.data import (
     preprocess,
     split,
 )
+from autoseg.api.interop import import_nnunet
 from autoseg.api.models import export, install, models
 from autoseg.api.predictor import Predictor
 from autoseg.api.training import find_best_configuration, run, status, train, validate
 from autoseg.api.using import ensemble, evaluate, postprocess, predict
 
 __all__ = [
-    "VERBS", "Predictor", "check", "datasets", "demo", "ensemble", "evaluate", "export",
-    "find_best_configuration", "fingerprint", "install", "models", "networks", "plan",
-    "plan_and_preprocess", "postprocess", "predict", "preprocess", "run", "split", "status",
-    "train", "validate",
+    "VERBS", "Predictor", "check", "convert", "datasets", "demo", "ensemble", "evaluate", "export",
+    "find_best_configuration", "fingerprint", "import_nnunet", "install", "models", "networks",
+    "plan", "plan_and_preprocess", "postprocess", "predict", "preprocess", "run", "split", "status",
+    "train", "validate", "write_case",
 ]  # fmt: skip
 
 VERBS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
         plan_and_preprocess, train, run, predict, evaluate, status, find_best_configuration, export,
-        install, models, networks, check, fingerprint, split, plan, preprocess, validate, ensemble,
-        postprocess, datasets, demo,
+        install, import_nnunet, models, networks, convert, check, fingerprint, split, plan, preprocess,
+        validate, ensemble, postprocess, datasets, demo,
     )
 }  # fmt: skip
 """Every verb of the command line, in the order of its help."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from autoseg.documents.fingerprint import Fingerprint
     from autoseg.documents.plan import Plan
     from autoseg.errors import Problem
-    from autoseg.report.datasets import KnownDatasets, ShownDataset
+    from autoseg.report.datasets import ConvertedDataset, KnownDatasets, ShownDataset
     from autoseg.report.overlay import DemoResult
     from autoseg.stages.networks import Networks
     from autoseg.stages.split import SplitReport
@@ -242,21 +242,87 @@ def networks(
     )  # fmt: skip
 
 
-def datasets(name: str | None = None, *, json: bool = False) -> KnownDatasets | ShownDataset:
-    """List the public datasets that autoseg knows, or show one in full; nothing is fetched.
+def datasets(
+    action: str | None = None,
+    name: str | None = None,
+    path: Path | None = None,
+    *,
+    to: Path | None = None,
+    keep: bool = False,
+    link: str = "",
+    overwrite: bool = False,
+    root: Path | None = None,
+    workers: int | None = None,
+    json: bool = False,
+) -> KnownDatasets | ShownDataset | ConvertedDataset:
+    """List the public datasets that autoseg knows, show one, fetch one, or convert one.
 
-    What each holds, under which licence, how to get it, how its files become a dataset, and
-    published scores with their sources.
+    `datasets` lists them, `datasets KiTS23` shows one in full. `datasets fetch NAME` downloads what
+    may be fetched freely, verifies, unpacks and converts it; stopped, it goes on. `datasets convert
+    NAME PATH` makes the dataset from data that you got by hand.
 
-    name: number, word or alias, as 112, KiTS23 or Task04_Hippocampus (default: list all)
+    action: fetch or convert, or the dataset to show (default: list all)
+    name: number, word or alias, as 112, KiTS23 or Task04_Hippocampus
+    path: with convert, the folder of the source, or its zip or tar
+    to: with fetch, where archives are put (default: downloads of the root)
+    keep: with fetch, keep the archives and what they held
+    link: hard or soft, to link files that need no change (default: copy)
+    overwrite: make a converted dataset again whose source changed
+    root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
+    workers: processes (default: one for each core)
     json: print JSON
     """
     from autoseg.documents.spec import list_specs, read_spec
-    from autoseg.report.datasets import KnownDatasets, ShownDataset
+    from autoseg.report.datasets import ConvertedDataset, KnownDatasets, ShownDataset
 
-    if name is not None:
-        return ShownDataset(read_spec(name))
-    return KnownDatasets(tuple(read_spec(known) for known in list_specs()))
+    does = action if action in ("fetch", "convert") else None
+    _check_datasets_options(does, action, name, path, to, keep, link, overwrite)
+    if does is None:
+        if action is None and name is None:
+            return KnownDatasets(tuple(read_spec(known) for known in list_specs()))
+        return ShownDataset(read_spec(action or name or ""))
+    from autoseg.errors import AutosegError
+    from autoseg.flow.datasets import Asked, convert_public, fetch_dataset
+    from autoseg.workspace import open_workspace
+
+    spec = read_spec(name or "")
+    asked = Asked(link=link, overwrite=overwrite, workers=workers)
+    if does == "fetch":
+        made = fetch_dataset(open_workspace(root), spec, to, keep=keep, asked=asked)
+    else:
+        if path is None:
+            raise AutosegError(f"`autoseg datasets convert {spec.name}` needs the path of the data")
+        made = convert_public(open_workspace(root), spec, path, asked)
+    return ConvertedDataset(made.converted, made.patterns, made.expected)
+
+
+def _check_datasets_options(
+    does: str | None,
+    action: str | None,
+    name: str | None,
+    path: Path | None,
+    to: Path | None,
+    keep: bool,
+    link: str,
+    overwrite: bool,
+) -> None:
+    """Raises AutosegError for what has no meaning together."""
+    from autoseg.errors import AutosegError, nearest
+
+    if does is None and action is not None and name is not None:
+        raise AutosegError(f"datasets cannot {action!r}" + nearest(action, ["fetch", "convert"]))
+    if does is not None and name is None:
+        raise AutosegError(f"`autoseg datasets {does}` needs the name of a dataset")
+    useless = {
+        "--to": to is not None and does != "fetch",
+        "--keep": keep and does != "fetch",
+        "--link": bool(link) and does is None,
+        "--overwrite": overwrite and does is None,
+        "--path": path is not None and does != "convert",
+    }
+    for option, wrong in useless.items():
+        if wrong:
+            raise AutosegError(f"{option} means nothing for {does or 'a list of datasets'}")
 
 
 def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> DemoResult:

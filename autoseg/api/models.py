@@ -19,6 +19,9 @@ def export(
     fold: tuple[str, ...] = (),
     plan: str | None = None,
     run: str | None = None,
+    model: str | None = None,
+    nnunet: Path | None = None,
+    onnx: bool = False,
     overwrite: bool = False,
     root: Path | None = None,
 ) -> str:
@@ -28,23 +31,40 @@ def export(
     the labels, and a card with the cross-validation.
 
     dataset: number or name (default: the one dataset that has models)
-    output: the file, as hippo.autoseg
+    output: the file, as hippo.autoseg; with --onnx a folder
     configuration: one, or several whose probabilities are averaged (default: what was chosen)
     fold: default: all that are trained
     plan: default: the plan of the best configuration
     run: default: the run of the best configuration
-    overwrite: replace a file that is there
+    model: instead of trained folds a package: a file, a folder, or the name of an installed one
+    nnunet: a folder to write nnU-Net v2's model folders into instead, for nnUNetv2_predict
+    onnx: write a folder of ONNX files instead, each held against torch, with a manifest
+    overwrite: replace what is there
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     """
     from autoseg.errors import AutosegError
     from autoseg.flow.choose import Wish
-    from autoseg.flow.package import export_wish
+    from autoseg.flow.package import export_wish, onnx_of
     from autoseg.workspace import open_workspace
 
-    if output is None:
-        raise AutosegError("`autoseg export` needs output (-o), as hippo.autoseg")
     wish = Wish(dataset, several(configuration), several(fold), plan, run)
-    path = export_wish(open_workspace(root), wish, output, overwrite=overwrite)
+    if nnunet is not None:
+        from autoseg.flow.convert import export_model
+
+        if output is not None or onnx:
+            raise AutosegError(
+                "`autoseg export` writes one thing a call: give --nnunet alone, or -o (with --onnx)"
+            )
+        folders = export_model(open_workspace(root), wish, nnunet, model, overwrite=overwrite)
+        return "\n".join(map(str, folders))
+    if output is None:
+        raise AutosegError(
+            "`autoseg export` needs output (-o), as " + ("hippo_onnx" if onnx else "hippo.autoseg")
+        )
+    if onnx:
+        made = onnx_of(open_workspace(root), wish, output, model, overwrite=overwrite)
+        return "\n".join(made.lines())
+    path = export_wish(open_workspace(root), wish, output, model, overwrite=overwrite)
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB"
 
 

@@ -35,10 +35,12 @@ class Predictor:
         run: str | None = None,
         fast: bool = False,
         precision: str | None = None,
+        skip_air: bool = False,
         device: str | None = None,
         root: Path | None = None,
     ) -> None:
         from autoseg.api.job import several
+        from autoseg.documents.onnx import is_onnx
         from autoseg.flow.ask import precision_of
         from autoseg.flow.choose import Wish, wished
         from autoseg.learn.device import pick_device
@@ -53,8 +55,9 @@ class Predictor:
                 wished(open_workspace(root), wish, None if model is None else str(model))
             )
             chosen = narrowed(chosen, fast=fast, precision=precision_of(precision))
-            self._segmenter = Segmenter(chosen, pick_device(device))
-        self.spec = chosen.spec
+            own = "cpu" if is_onnx(chosen.spec) else None
+            self._segmenter = Segmenter(chosen, pick_device(device or own))
+        self.spec, self._skip_air = chosen.spec, skip_air
 
     @property
     def labels(self) -> dict[str, tuple[int, ...]]:
@@ -74,7 +77,7 @@ class Predictor:
         them; without one, `spacing_mm` (x, y, z) of axes that run to the right, front and top. 2D:
         (H, W) or (C, H, W). Raises AutosegError for another shape, or neither affine nor spacing.
         """
-        from autoseg.models.segment import scan_of_array
+        from autoseg.models.scans import scan_of_array
 
         scan = scan_of_array(image, affine, spacing_mm, self.spec)
         grid, classes, axes = self._classes(scan)
@@ -87,8 +90,8 @@ class Predictor:
         from autoseg.documents.dataset import Case
         from autoseg.errors import raise_fatal
         from autoseg.image.reading import case_of
-        from autoseg.models.segment import scan_of_case, write_classes
-        from autoseg.stages.predict import check_inputs
+        from autoseg.models.scans import check_inputs, scan_of_case
+        from autoseg.models.segment import write_classes
 
         paths = tuple(Path(p) for p in ([images] if isinstance(images, (str, Path)) else images))
         case = Case(case_of(paths[0]), paths, None)
@@ -100,10 +103,11 @@ class Predictor:
 
     def _classes(self, scan: Any) -> tuple[Any, Any, str]:
         from autoseg.image.volume import Grid
+        from autoseg.models.scans import made_ready
 
-        first = self._segmenter.prepared(scan)
-        classes = self._segmenter.classes(scan, first)
-        return Grid.from_dict(dict(first.info["grid"])), classes, first.info["axes"]
+        ready = made_ready(scan, self.spec, air=self._skip_air)
+        info = ready.first.info
+        return Grid.from_dict(dict(info["grid"])), self._segmenter.classes(ready), info["axes"]
 
     def _in_order(self, classes: Any, axes: str, grid: Any) -> NDArray[np.int32]:
         """Label values in the order of the file's axes; a picture as (H, W)."""

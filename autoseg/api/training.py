@@ -31,6 +31,9 @@ def train(
     encoder_weights: Path | None = None,
     auto_shrink: bool = False,
     redo: bool = False,
+    compile: str = "auto",
+    measure: bool = False,
+    profile: bool = False,
     device: str | None = None,
     root: Path | None = None,
     workers: int | None = None,
@@ -49,6 +52,9 @@ def train(
     encoder_weights: a file that a classical encoder (unet_resnet34, deeplab, …) begins with
     auto_shrink: where a step does not fit into memory, plan the next smaller and train that
     redo: train again what is trained already
+    compile: on, off or auto: compile the network where a long run on a card gains by it
+    measure: time the variants of the step anew, whatever is remembered of earlier runs
+    profile: write where the time of 20 steps went, to profile/ in the fold's folder
     device: cpu, cuda or cuda:1 (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: loading processes (default: none on the CPU, up to 8 with a card)
@@ -57,6 +63,7 @@ def train(
     from autoseg.documents.settings import parse_settings, seconds_of
     from autoseg.errors import AutosegError
     from autoseg.flow import make, shrink
+    from autoseg.learn.manner import Manner, compile_wish
 
     began = clock.monotonic()
     overrides = parse_settings(set)
@@ -67,6 +74,7 @@ def train(
             raise AutosegError(f"--steps {steps} must be at least 1")
         overrides["train.steps"] = steps
     time_s = None if time is None else seconds_of(time)
+    manner = Manner(compile_wish(compile), measure, profile)
     reports = []
     for one in several(fold):
         job = job_of(
@@ -75,7 +83,7 @@ def train(
         )  # fmt: skip
         job, data = shrink.fold(
             job, overrides=overrides or None, encoder_weights=encoder_weights, time_s=time_s,
-            began=began, redo=redo, auto=auto_shrink,
+            began=began, redo=redo, auto=auto_shrink, manner=manner,
         )  # fmt: skip
         reports.append(make.validation(job, data))
         began = clock.monotonic()

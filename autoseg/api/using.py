@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoseg.api.job import job_of, several
 
@@ -26,8 +26,13 @@ def predict(
     run: str | None = None,
     fast: bool = False,
     precision: str | None = None,
+    runtime: str | None = None,
     save_probabilities: bool = False,
     uncertainty: bool = False,
+    skip_air: bool = False,
+    series: tuple[str, ...] = (),
+    format: str = "nifti",
+    profile: bool = False,
     strict: bool = False,
     workers: int = 1,
     device: str | None = None,
@@ -40,7 +45,7 @@ def predict(
     trained folds of the best validated configuration. A cascade's first stage is asked by itself.
     Several such commands with one output folder share the scans.
 
-    input: folder of CASE_0000.ext files (default: the dataset's imagesTs)
+    input: folder of CASE_0000.ext files, or folder or zip of DICOM (default: imagesTs)
     output: folder for the label maps
     dataset: number or name (default: the one dataset that has models)
     model: a package: a file, a folder, or the name of an installed one
@@ -50,8 +55,13 @@ def predict(
     run: default: the run of the best configuration
     fast: one fold and no mirroring: several times faster, a little worse
     precision: float32, bfloat16 or float16 (default: the model's, float32)
+    runtime: torch, or onnx for a folder of `autoseg export --onnx` (default: what the model is for)
     save_probabilities: keep them in OUTPUT/probabilities, for `autoseg ensemble`
     uncertainty: keep maps of it in OUTPUT/uncertainty, and one score a case
+    skip_air: do not look at tiles that hold only air: faster on scans with much of it
+    series: of DICOM, which series: its number, UID or description, one a channel; all for each
+    format: of DICOM, the results' form: nifti, dicom-seg or rtstruct
+    profile: write into OUTPUT/profile where the time went
     strict: treat a scan unlike the training set as an error
     workers: processes that share the scans
     device: cpu, cuda or cuda:1, or several as cuda:0,cuda:1 (default: a card if there is one)
@@ -64,7 +74,9 @@ def predict(
     from autoseg.flow import use
     from autoseg.flow.ask import precision_of
     from autoseg.flow.choose import Wish, places_of, wished
+    from autoseg.interop.dicom.source import holds_dicom
     from autoseg.models.members import narrowed
+    from autoseg.models.onnx import checked_runtime
     from autoseg.stages.predict import Keep
     from autoseg.workspace import open_workspace
 
@@ -77,12 +89,21 @@ def predict(
     if model is None or (input is None and dataset is not None):
         places = places_of(workspace, dataset)
         wish = replace(wish, dataset=places.name)
+    clinical = input is not None and not use.holds_images(input) and holds_dicom(input)
+    if (series or format != "nifti") and not clinical:
+        raise AutosegError("--series and --format are for DICOM; the input holds none")
     with wished(workspace, wish, model) as chosen:
-        cases = use.input_cases(input, places)
-        return use.predictions(
-            narrowed(chosen, fast=fast, precision=number), cases, output, device=device,
-            workers=workers, keep=Keep(save_probabilities, uncertainty), strict=strict,
-        )  # fmt: skip
+        checked_runtime(chosen, runtime)
+        speaker = narrowed(chosen, fast=fast, precision=number)
+        how: dict[str, Any] = {
+            "device": device, "workers": workers, "keep": Keep(save_probabilities, uncertainty),
+            "strict": strict, "skip_air": skip_air, "profile": profile,
+        }  # fmt: skip
+        if clinical and input is not None:
+            from autoseg.flow.dicom import segmented
+
+            return segmented(speaker, input, output, series=several(series), form=format, **how)
+        return use.predictions(speaker, use.input_cases(input, places), output, **how)
 
 
 def ensemble(input: tuple[Path, ...], output: Path, *, json: bool = False) -> Averaged:

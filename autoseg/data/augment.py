@@ -1,7 +1,8 @@
 """Augmentation: `draw` says what happens to a sample, `apply` does it to a batch.
 
-`apply` is deterministic, the same code on a card and on a processor, and works on the device where
-the samples are. On a processor its sums depend on the number of threads, so it runs within
+`apply` is deterministic and works on the device where the samples are; only the placing is written
+twice, for a processor in `augment_rows` and for a card in `augment_space`, where nothing makes the
+processor wait. On a processor its sums depend on the number of threads, so it runs within
 `one_thread()`; the result is then the same in any process.
 """
 
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.data.augment_draw import UNCHANGED, SampleParameters, draw, needed_box
 from autoseg.data.augment_intensity import change_intensities
-from autoseg.data.augment_space import sample_images, sample_labels, source_places
+from autoseg.data.augment_memory import blank
+from autoseg.data.augment_rows import moved_here
+from autoseg.data.augment_space import offset_of, sample_images, sample_labels, source_places
 from autoseg.documents.labels import OUTSIDE
 
 __all__ = ["UNCHANGED", "Sample", "SampleParameters", "apply", "draw", "needed_box", "one_thread"]
@@ -66,18 +70,13 @@ def apply(
     images, maps = _placed(samples, parameters, tuple(patch_vox), bool(previous_classes))
     labels = maps[:, 0]
     change_intensities(images, parameters)
-    if masked_channels:
-        outside = labels == OUTSIDE
-        for channel in masked_channels:
-            images[:, channel].masked_fill_(outside, 0.0)
+    outside = labels == OUTSIDE
+    for channel in masked_channels:
+        images[:, channel].masked_fill_(outside, 0.0)
     if previous_classes:
         images = torch.cat([images, _one_hot(maps[:, 1], previous_classes)], dim=1)
-    for sample, p in enumerate(parameters):
-        if p.mirror:
-            axes = [axis - len(patch_vox) for axis in p.mirror]
-            images[sample] = images[sample].flip(axes)
-            labels[sample] = labels[sample].flip(axes)
-    return images, labels.masked_fill_(labels == OUTSIDE, 0).to(torch.int64)
+    long = blank(labels.shape, np.int64, labels.device)
+    return images, long.copy_(labels.masked_fill_(outside, 0))
 
 
 def _one_hot(previous: Tensor, classes: int) -> Tensor:
@@ -88,10 +87,12 @@ def _one_hot(previous: Tensor, classes: int) -> Tensor:
 
 
 def _maps(sample: Sample, cascade: bool) -> Tensor:
-    """(1 or 2, *box) int16: the labels and, in a cascade, the earlier stage's label map."""
-    labels = sample.labels[None].to(torch.int16)
+    """(1 or 2, *box): the labels and, in a cascade, the earlier stage's label map."""
+    labels = sample.labels[None]
     if not cascade or sample.previous is None:
-        return labels
+        # a byte a voxel where that is enough: the processor compares 64 of them at once
+        return labels if labels.dtype == torch.int8 else labels.to(torch.int16)
+    labels = labels.to(torch.int16)
     # to the earlier stage background and outside are one: apart they would lose to a class between
     previous = sample.previous[None].to(torch.int16)
     return torch.cat([labels, previous.masked_fill(previous == 0, OUTSIDE)])
@@ -103,21 +104,80 @@ def _placed(
     patch: tuple[int, ...],
     cascade: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(images, maps (B, 1 or 2, *patch)) rotated and scaled; samples without that are copied."""
+    """(images, maps (B, 1 or 2, *patch)) rotated, scaled and mirrored; the rest is copied."""
     first = samples[0].image
-    images = torch.empty((len(samples), first.shape[0], *patch), device=first.device)
-    maps = torch.empty((len(samples), 1 + cascade, *patch), dtype=torch.int16, device=first.device)
-    moved = [i for i, p in enumerate(parameters) if p.matrix is not None]
+    small = not cascade and all(s.labels.dtype == torch.int8 for s in samples)
+    images = blank((len(samples), first.shape[0], *patch), np.float32, first.device)
+    kind = np.int8 if small else np.int16
+    maps = blank((len(samples), 1 + cascade, *patch), kind, first.device)
+    moved = []
     for i, (sample, p) in enumerate(zip(samples, parameters, strict=True)):
-        if p.matrix is None:
-            images[i].copy_(sample.image)
-            maps[i].copy_(_maps(sample, cascade))
-    # a card likes few large pieces of work, a processor small ones without padding
-    for group in [moved] if first.is_cuda and moved else [[i] for i in moved]:
-        images[group], maps[group] = _moved(
-            [samples[i] for i in group], [parameters[i] for i in group], patch, cascade
-        )
+        if p.matrix is not None and first.device.type != "cpu":
+            moved.append(i)
+            continue
+        layers = _maps(sample, cascade)
+        if first.device.type == "cpu":
+            _place_here(sample.image, layers, sample.shift, p, images[i], maps[i])
+        else:
+            images[i].copy_(_flipped(sample.image, p, patch))
+            maps[i].copy_(_flipped(layers, p, patch))
+    if moved:
+        # a card likes few large pieces of work
+        found = _moved([samples[i] for i in moved], [parameters[i] for i in moved], patch, cascade)
+        for i, image, layers in zip(moved, *found, strict=True):
+            images[i].copy_(image)
+            maps[i].copy_(layers)
     return images, maps
+
+
+def _flipped(x: Tensor, p: SampleParameters, patch: tuple[int, ...]) -> Tensor:
+    """A view or copy of `x` (layers, *box) mirrored along the axes that `p.matrix` leaves alone."""
+    still = len(patch) - (0 if p.matrix is None else len(p.matrix))
+    axes = [axis + 1 for axis in p.mirror if axis < still]
+    return x.flip(axes) if axes else x
+
+
+def _matrix_of(p: SampleParameters, patch: tuple[int, ...]) -> NDArray[np.float64]:
+    """The matrix of a sample that has one, with its mirroring: what is mirrored runs backwards."""
+    matrix = np.array(p.matrix, np.float64)
+    still = len(patch) - len(matrix)
+    for axis in p.mirror:
+        if axis >= still:
+            matrix[:, axis - still] *= -1
+    return matrix
+
+
+def _place_here(
+    image: Tensor,
+    layers: Tensor,
+    shift: Sequence[int],
+    p: SampleParameters,
+    into: Tensor,
+    maps_into: Tensor,
+) -> None:
+    """Fill (C, *patch) and (1 or 2, *patch) of one sample on the processor."""
+    patch = tuple(into.shape[1:])
+    still = len(patch) - (0 if p.matrix is None else len(p.matrix))
+    # backwards in the source itself: a mirrored patch costs one copy, as any other
+    back = (
+        slice(None),
+        *(slice(None, None, -1 if a in p.mirror and a < still else 1) for a in range(len(patch))),
+    )
+    source, maps = image.numpy()[back], layers.numpy()[back]
+    if p.matrix is None:
+        into.numpy()[...] = source
+        maps_into.numpy()[...] = maps
+        return
+    matrix, moving = _matrix_of(p, patch), patch[still:]
+    moved_here(
+        # axes that stay (slices in dummy 2D) become layers
+        source.reshape(-1, *source.shape[1 + still :]),
+        maps.reshape(-1, *maps.shape[1 + still :]),
+        matrix,
+        offset_of(matrix, np.array(shift[still:], np.float64), moving),
+        into.view(-1, *moving).numpy(),
+        maps_into.view(-1, *moving).numpy(),
+    )
 
 
 def _moved(
@@ -127,9 +187,9 @@ def _moved(
     cascade: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(S, C, *patch) images and (S, 1 or 2, *patch) maps of samples that all have a matrix."""
-    matrices = np.array([p.matrix for p in parameters], np.float64)
+    matrices = np.stack([_matrix_of(p, patch) for p in parameters])
     still = len(patch) - matrices.shape[1]
-    images, maps = _stacked(samples, cascade)
+    images, maps = _stacked(samples, parameters, cascade)
     count, channels, *box = images.shape
     shifts = np.array([s.shift[still:] for s in samples], np.float64)
     places = source_places(matrices, shifts, patch[still:], images.device)
@@ -139,18 +199,18 @@ def _moved(
     return image.view(count, channels, *patch), found.view(count, -1, *patch)
 
 
-def _stacked(samples: Sequence[Sample], cascade: bool) -> tuple[Tensor, Tensor]:
+def _stacked(
+    samples: Sequence[Sample], parameters: Sequence[SampleParameters], cascade: bool
+) -> tuple[Tensor, Tensor]:
     """(S, C, *box) images and (S, 1 or 2, *box) maps, filled up with what lies outside."""
-    if len(samples) == 1:
-        return samples[0].image[None], _maps(samples[0], cascade)[None]
     first = samples[0]
     box = [max(s.labels.shape[axis] for s in samples) for axis in range(first.labels.ndim)]
     device, count = first.image.device, len(samples)
     images = torch.zeros((count, first.image.shape[0], *box), device=device)
     maps = torch.full((count, 1 + cascade, *box), OUTSIDE, dtype=torch.int16, device=device)
-    for image, layers, sample in zip(images, maps, samples, strict=True):
+    for image, layers, sample, p in zip(images, maps, samples, parameters, strict=True):
         for axis, n in enumerate(sample.labels.shape, 1):
             image, layers = image.narrow(axis, 0, n), layers.narrow(axis, 0, n)
-        image.copy_(sample.image)
-        layers.copy_(_maps(sample, cascade))
+        image.copy_(_flipped(sample.image, p, tuple(sample.labels.shape)))
+        layers.copy_(_flipped(_maps(sample, cascade), p, tuple(sample.labels.shape)))
     return images, maps

@@ -23,7 +23,11 @@ PerChannel = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class SampleParameters:
-    """What happens to one sample, in this order; the defaults leave it as it is."""
+    """What happens to one sample, in this order; the defaults leave it as it is.
+
+    The mirroring is done together with the matrix, before the grey values change: these changes
+    know no direction, so only the order of the noise differs from mirroring last.
+    """
 
     matrix: Matrix | None = None
     """Maps offsets from the patch's centre to offsets in the source (voxels), over the last

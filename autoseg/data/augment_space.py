@@ -1,11 +1,14 @@
-"""Rotated and scaled patches: an affine map of voxel places, linear in image and labels.
+"""Rotated and scaled patches on a card: an affine map of voxel places, linear in image and labels.
 
 Works on groups of samples that share an output size, in two or three dimensions; axes that the map
-leaves alone (slices in dummy 2D) ride along as channels.
+leaves alone (slices in dummy 2D) ride along as channels. Nothing here makes the processor wait for
+the card: no value is read back, no shape depends on values.
 """
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.documents.labels import IGNORE, OUTSIDE
+from autoseg.documents.labels import OUTSIDE
 
-MIXED = IGNORE - 1
-"""Marks cells whose corners hold several labels; no label is below IGNORE."""
+
+def offset_of(
+    matrix: NDArray[np.float64], shift: NDArray[np.float64], patch_vox: Sequence[int]
+) -> NDArray[np.float64]:
+    """(..., D): where the patch's first voxel lies in a box that begins at `shift` from it."""
+    centre = (np.array(patch_vox) - 1) / 2
+    offset: NDArray[np.float64] = centre - shift - matrix @ centre
+    return offset
 
 
 def source_places(
@@ -30,30 +39,31 @@ def source_places(
     `matrices` (S, D, D) map offsets from the patch's centre, `shifts` (S, D) are the boxes' starts
     relative to the patch's start. In voxels: whole numbers are voxel centres.
     """
-    centre = (np.array(patch_vox) - 1) / 2
-    offset = centre - shifts - matrices @ centre
+    offset = offset_of(matrices, shifts, patch_vox)
     axes = len(patch_vox)
+    numbers = on_device(np.concatenate([matrices, offset[..., None]], -1), device)
+    numbers = numbers.view(*numbers.shape, *[1] * axes)
+    lines = [
+        torch.arange(n, dtype=torch.float32, device=device).view(
+            [n if a == j else 1 for a in range(axes)]
+        )
+        for j, n in enumerate(patch_vox)
+    ]
     places = []
     for i in range(axes):
-        terms = [_along(offset[:, i], None, axes, i, device)]
-        for j, n in enumerate(patch_vox):
-            terms.append(_along(matrices[:, i, j], n, axes, j, device))
-        place = terms[0]
-        for term in terms[1:]:
-            place = place + term
+        place = numbers[:, i, axes]
+        for j, line in enumerate(lines):
+            place = place + numbers[:, i, j] * line
         places.append(place)
     return places
 
 
-def _along(
-    slope: NDArray[np.float64], n: int | None, axes: int, axis: int, device: torch.device
-) -> Tensor:
-    """slope * (0 … n-1) laid along `axis` of (S, *ones); the slope itself where n is None."""
-    line = np.ones(1) if n is None else np.arange(n)
-    shape = [len(slope)] + [1] * axes
-    shape[axis + 1] = len(line)
-    values = (slope[:, None] * line).astype(np.float32).reshape(shape)
-    return torch.from_numpy(values).to(device)
+def on_device(values: NDArray[np.floating[Any]], device: torch.device) -> Tensor:
+    """The values as float32 on `device`; a card gets them without making the processor wait."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def sample_images(images: Tensor, places: Sequence[Tensor]) -> Tensor:
@@ -73,63 +83,50 @@ def sample_labels(labels: Tensor, places: Sequence[Tensor]) -> Tensor:
     """(S, L, *patch): the label with the largest linear weight of each place, the lowest at a tie.
 
     `labels` is (S, L, *box); outside the box all is -1. Equal to interpolating every label's
-    indicator linearly and taking the largest, whatever the number of labels: only cells whose
-    corners differ, a few percent, are interpolated at all. Never gives a label that no corner has.
-    IGNORE is a label like any other, and the lowest.
+    indicator linearly and taking the largest, whatever the number of labels. Never gives a label
+    that no corner has. IGNORE is a label like any other, and the lowest. All places are computed,
+    also where all corners agree: to ask a card where they differ would make the processor wait.
     """
     axes = len(places)
     # two voxels of outside on each side: cells wholly outside exist, and far places clamp to them
     padded = functional.pad(labels, (2,) * (2 * axes), value=OUTSIDE).contiguous()
-    low = high = padded
-    for axis in range(2, 2 + axes):
-        n = low.shape[axis] - 1
-        low = torch.minimum(low.narrow(axis, 0, n), low.narrow(axis, 1, n))
-        high = torch.maximum(high.narrow(axis, 0, n), high.narrow(axis, 1, n))
-    cells = torch.where(low == high, low, MIXED)
-    corner = [
-        (p.floor() + 2).clamp_(0, n - 1).to(torch.int64)
-        for p, n in zip(places, cells.shape[2:], strict=True)
-    ]
-    found = torch.take(cells, _flat(corner, cells.shape))
-    mixed = (found == MIXED).nonzero(as_tuple=True)
-    if mixed[0].numel():
-        here = (mixed[0], *mixed[2:])
-        near = [c[here] for c in corner]
-        fraction = [p[here] - (c - 2) for p, c in zip(places, near, strict=True)]
-        rows = mixed[0] * padded.shape[1] + mixed[1]
-        found[mixed] = _heaviest(padded, rows, near, fraction)
-    return found
+    sizes = padded.shape[2:]
+    corner = [(p.floor() + 2).clamp_(0, n - 2) for p, n in zip(places, sizes, strict=True)]
+    fraction = [(p - (c - 2)).clamp_(0, 1)[:, None] for p, c in zip(places, corner, strict=True)]
+    index = _flat([c.to(torch.int64) for c in corner], padded.shape)
+    found, weights = [], []
+    for bits in product((0, 1), repeat=axes):
+        shift, weight = 0, None
+        for bit, f, n in zip(bits, fraction, sizes, strict=True):
+            shift = shift * n + bit
+            part = f if bit else 1 - f
+            weight = part if weight is None else weight * part
+        assert weight is not None
+        found.append(torch.take(padded, index + shift))
+        weights.append(weight)
+    return _heaviest(found, weights)
 
 
 def _flat(corner: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """(S, L, *patch) indices into a flattened (S, L, *cells) of each place's cell."""
+    """(S, L, *patch) indices into a flattened (S, L, *box) of each place's lowest corner."""
     index = corner[0]
     for c, n in zip(corner[1:], shape[3:], strict=True):
         index = index * n + c
-    cells = int(np.prod(shape[2:]))
-    layers = torch.arange(shape[0] * shape[1], device=index.device) * cells
+    voxels = prod(shape[2:])
+    layers = torch.arange(shape[0] * shape[1], device=index.device) * voxels
     return index[:, None] + layers.view(shape[0], shape[1], *[1] * len(corner))
 
 
-def _heaviest(
-    padded: Tensor, rows: Tensor, near: Sequence[Tensor], fraction: Sequence[Tensor]
-) -> Tensor:
-    """(M,): among the corners of each cell, the label with the largest sum of linear weights."""
-    sizes = padded.shape[2:]
-    corners, weights = [], []
-    for bits in product((0, 1), repeat=len(near)):
-        index, weight = rows, torch.ones_like(fraction[0])
-        for bit, c, f, n in zip(bits, near, fraction, sizes, strict=True):
-            index = index * n + (c + bit)
-            weight = weight * (f if bit else 1 - f)
-        corners.append(torch.take(padded, index))
-        weights.append(weight)
-    best = torch.full_like(weights[0], -1.0)
-    winner = torch.zeros_like(corners[0])
-    for label in corners:
-        score = torch.zeros_like(best)
-        for other, weight in zip(corners, weights, strict=True):
-            score += torch.where(other == label, weight, 0.0)
+def _heaviest(corners: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Of the labels at each place's corners the one with the largest sum of weights."""
+    scores = [w.expand(c.shape).clone() for c, w in zip(corners, weights, strict=True)]
+    for k, (label, weight) in enumerate(zip(corners, weights, strict=True)):
+        for j in range(k):
+            same = (corners[j] == label).to(weight.dtype)
+            scores[k].addcmul_(same, weights[j].expand(label.shape))
+            scores[j].addcmul_(same, weight.expand(label.shape))
+    winner, best = corners[0], scores[0]
+    for label, score in zip(corners[1:], scores[1:], strict=True):
         better = (score > best) | ((score == best) & (label < winner))
         winner = torch.where(better, label, winner)
         best = torch.where(better, score, best)

@@ -1,10 +1,11 @@
 """The batches of a training run, in order, loaded here or by worker processes.
 
 A batch depends on (seed, step) alone, so it is the same whoever loads it. On a processor the
-workers augment too; for a card they only read, and the augmentation runs on the card.
+workers augment too; for a card they only read, a thread here brings the next batches to the card
+while it computes, and the augmentation runs on the card.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -26,7 +27,7 @@ from autoseg.data.augment import (
 from autoseg.data.sampling import VALIDATION, Cases, Draw, draw_batch
 from autoseg.data.spoiling import spoilt
 from autoseg.data.store import StoredCase, read_patch, read_previous
-from autoseg.data.workers import Item, Loader
+from autoseg.data.workers import Ahead, Item, Loader
 from autoseg.documents.plan import Augmentation, Configuration, Previous, Sampling
 from autoseg.errors import AutosegError
 
@@ -36,6 +37,10 @@ Batch = tuple[Tensor, Tensor]
 In a cascade C counts the image's channels and then one for each class of the earlier stage. Labels
 are -2 where nobody labelled.
 """
+
+
+AHEAD = 2
+"""Batches brought to a card before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,16 @@ def packed(samples: Sequence[RawSample]) -> Item:
     }
 
 
-def unpacked(item: Item, device: torch.device) -> list[Sample]:
-    """The samples of `packed`, on `device`; a card gets them from pinned memory."""
-    images, labels = _brought(item["images"], device), _brought(item["labels"], device)
-    previous = None if item["previous"] is None else _brought(item["previous"], device)
+ARRAYS = ("images", "labels", "previous")
+"""What of an item is brought to the device."""
+
+
+def unpacked(item: Item) -> list[Sample]:
+    """The samples of `packed`, where its tensors are."""
+    images, labels, previous = (
+        None if item[name] is None else torch.as_tensor(item[name]) for name in ARRAYS
+    )
+    assert images is not None and labels is not None
     channels = images.numel() // labels.numel()
     samples, start = [], 0
     for box, shift in zip(item["boxes"], item["shifts"], strict=True):
@@ -165,11 +176,38 @@ def unpacked(item: Item, device: torch.device) -> list[Sample]:
     return samples
 
 
-def _brought(values: Any, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(values)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+class Bringer:
+    """Brings items to a device; to a card on a stream of its own, beside what it computes.
+
+    `bring` runs in any thread. Who uses the item calls `arrived` first: it makes the card's current
+    work wait for the copy, never the processor.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def bring(self, item: Item) -> tuple[Item, Any]:
+        """(the item with its arrays on the device, what to wait for)."""
+        here = {k: torch.as_tensor(item[k]) for k in ARRAYS if item.get(k) is not None}
+        if self._stream is None:
+            return item | {k: v.to(self.device) for k, v in here.items()}, None
+        with torch.cuda.stream(self._stream):
+            there = {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in here.items()}
+            return item | there, self._stream.record_event()
+
+    def arrived(self, item: Item, copied: Any) -> Item:
+        """The item, safe to use on the device's current stream."""
+        if copied is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            for name in ARRAYS:
+                if item.get(name) is not None:
+                    # its memory must not be given away before the current stream has used it
+                    item[name].record_stream(current)
+        return item
 
 
 def augmented(
@@ -239,31 +277,42 @@ class Batches:
         self.workers = min(workers, stop - start)
         self.device = torch.device(device)
         here = self.device.type != "cpu" if augment_here is None else augment_here
+        # a thread beside a training on the processor would only take its cores
+        self.ahead = AHEAD if self.device.type != "cpu" else 0
         self._produce = Produce(cases, spec, augment=not here)
         self._loader: Loader | None = None
+        self._ahead: Ahead[tuple[Item, Any]] | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.workers == 0:
-            yield from (self._finished(self._produce(s)) for s in range(self.start, self.stop))
-            return
         self.close()
-        self._loader = Loader(self._produce, self.start, self.stop, self.workers)
+        items: Iterator[Item] = map(self._produce, range(self.start, self.stop))
+        if self.workers:
+            self._loader = Loader(self._produce, self.start, self.stop, self.workers)
+            items = iter(self._loader)
+        bringer = Bringer(self.device)
+        coming: Iterable[tuple[Item, Any]] = map(bringer.bring, items)
+        if self.ahead:
+            coming = self._ahead = Ahead(iter(coming), self.ahead)
         try:
-            yield from (self._finished(item) for item in self._loader)
+            for item, copied in coming:
+                yield self._finished(bringer.arrived(item, copied))
         finally:
             self.close()
 
     def _finished(self, item: Item) -> Batch:
         if "parameters" in item:
-            return augmented(unpacked(item, self.device), item["parameters"], self.spec)
-        images, labels = torch.as_tensor(item["images"]), torch.as_tensor(item["labels"])
-        return images.to(self.device), labels.to(self.device, torch.int64)
+            return augmented(unpacked(item), item["parameters"], self.spec)
+        images, labels = item["images"], item["labels"]
+        return images, labels.to(torch.int64)
 
     def close(self) -> None:
-        """End the workers, if there are any."""
+        """End the workers and the thread, if there are any."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         if self._loader is not None:
             self._loader.close()
             self._loader = None

@@ -6,7 +6,7 @@ The order is nnU-Net's: arrange, crop to what is not zero, normalise, then resam
 import dataclasses
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,29 @@ from autoseg.documents.dataset import Case
 from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.documents.plan import Preparation
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
-from autoseg.image.geometry import Box, nonzero_box
+from autoseg.image.geometry import Box, nonzero_box, nonzero_limits
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.image.resample import resample_image, resample_labels, resampled_shape
 from autoseg.image.volume import Volume
 
 BYTES_PER_VOXEL = 4
+
+
+class Resampling(Protocol):
+    """How an image gets to its grid: `image.resample.resample_image`, or the same on a card."""
+
+    def __call__(
+        self,
+        image: npt.NDArray[np.float32],
+        shape: Sequence[int],
+        *,
+        spacing_mm: Sequence[float],
+        target_mm: Sequence[float],
+        order: int,
+        order_z: int,
+        separate_z_above: float | None,
+    ) -> npt.NDArray[np.float32]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +75,17 @@ def prepare(case: Case, preparation: Preparation) -> Prepared:
 
 
 def prepare_volume(
-    name: str, volume: Volume, preparation: Preparation, labels: Volume | None = None
+    name: str,
+    volume: Volume,
+    preparation: Preparation,
+    labels: Volume | None = None,
+    *,
+    resample: Resampling = resample_image,
 ) -> Prepared:
-    """The same for an image in memory, in the axes of the preparation. Raises BadData."""
+    """The same for an image in memory, in the axes of the preparation. Raises BadData.
+
+    The volume's array is written over where no copy is needed.
+    """
     image = np.ascontiguousarray(volume.array, dtype=np.float32)
     if len(image) != len(preparation.channels):
         found = f"{len(image)} channels, the model was made for {len(preparation.channels)}"
@@ -73,9 +97,13 @@ def prepare_volume(
     box: Box = (slice(None), slice(None), slice(None))
     mask = None
     if preparation.crop == "nonzero":
-        box, mask = nonzero_box(image)
+        if classes is None and not any(c.use_mask for c in preparation.channels):
+            box = nonzero_limits(image)
+        else:
+            box, mask = nonzero_box(image)
         image = np.ascontiguousarray(image[(slice(None), *box)])
-        classes = None if classes is None else _marked_outside(classes[box], mask)
+        if classes is not None and mask is not None:
+            classes = _marked_outside(classes[box], mask)
     cropped_shape = image.shape[1:]
     channels = preparation.channels
     image = normalise(
@@ -86,17 +114,24 @@ def prepare_volume(
     )
     target_mm = target_spacing(preparation, volume.spacing_mm)
     shape = resampled_shape(cropped_shape, volume.spacing_mm, target_mm)
-    grids = {"spacing_mm": volume.spacing_mm, "target_mm": target_mm}
-    image = resample_image(
-        image, shape, **grids, order=preparation.image_order, order_z=preparation.image_order_z
+    image = resample(
+        image,
+        shape,
+        spacing_mm=volume.spacing_mm,
+        target_mm=target_mm,
+        order=preparation.image_order,
+        order_z=preparation.image_order_z,
+        separate_z_above=preparation.separate_z_above,
     )
     if classes is not None:
         classes = resample_labels(
             classes,
             shape,
-            **grids,
+            spacing_mm=volume.spacing_mm,
+            target_mm=target_mm,
             order=preparation.label_order,
             order_z=preparation.label_order_z,
+            separate_z_above=preparation.separate_z_above,
             unlabelled=None if preparation.labels.ignore is None else IGNORE,
         ).astype(np.int16, copy=False)
     limits = [part.indices(size)[:2] for part, size in zip(box, arranged_shape, strict=True)]

@@ -44,6 +44,7 @@ def prepare_previous(
         target_mm=info["target_mm"],
         order=preparation.label_order,
         order_z=preparation.label_order_z,
+        separate_z_above=preparation.separate_z_above,
     )
     return (
         resampled.astype(np.int8, copy=False) if small else resampled.astype(np.int16, copy=False)

@@ -1,5 +1,7 @@
 """Worker processes that make the items of numbered steps, delivered in the order of the steps.
 
+Also the thread that fetches them before they are asked for, for a card.
+
 The processes and queues are batchgenerators' MultiThreadedAugmenter: worker i makes the steps
 start + i, start + i + n, … and the queues are read in turn, so the order is fixed. Added here:
 clean starts of processes, the words of a worker's error, and workers that end with their parent
@@ -11,12 +13,14 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
@@ -25,6 +29,8 @@ from autoseg.errors import AutosegError
 
 Item = dict[str, Any]
 """What one step gives; its tensors travel as arrays."""
+
+T = TypeVar("T")
 
 CACHED_PER_WORKER = 2
 WATCH_S = 1.0
@@ -137,3 +143,32 @@ def _abort_when_one_dies(workers: Sequence[BaseProcess], abort: Event) -> None:
     """
     connection.wait([worker.sentinel for worker in workers])
     abort.set()
+
+
+class Ahead(Generic[T]):
+    """The things of an iterator in their order, fetched by a thread while the last are in use.
+
+    `count` things are fetched before they are asked for. An error of the iterator is raised where
+    its thing is asked for. `close()` waits for what is being fetched and fetches no more.
+    """
+
+    def __init__(self, things: Iterator[T], count: int) -> None:
+        self._things = things
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._coming = deque(self._fetch() for _ in range(count))
+
+    def _fetch(self) -> Future[T | None]:
+        return self._thread.submit(next, self._things, None)
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            while self._coming and (thing := self._coming.popleft().result()) is not None:
+                self._coming.append(self._fetch())
+                yield thing
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the thread; nothing to do if it has ended."""
+        self._coming.clear()
+        self._thread.shutdown(cancel_futures=True)

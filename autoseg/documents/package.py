@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeInt
 
 from autoseg.documents.document import Document, Frozen
 from autoseg.errors import AutosegError, PlanError
-from autoseg.files import BLOCK, explaining, replacing
+from autoseg.files import BLOCK, BoundedFile, explaining, replacing
 
 FORMAT: Literal[1] = 1
 ENDING = ".autoseg"
@@ -137,21 +137,6 @@ def _info(name: str, size: int) -> zipfile.ZipInfo:
 # ---- reading
 
 
-class _Careful(io.BufferedReader):
-    """A file that is never read in pieces large enough to hurt, whatever its contents ask for."""
-
-    def __init__(self, raw: io.FileIO, length: int) -> None:
-        super().__init__(raw)
-        self.length = length
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            size = self.length - self.tell()
-        if size > DIRECTORY_LIMIT:
-            raise ValueError("it is absurdly long")
-        return super().read(size)
-
-
 class Package:
     """An opened package whose names, sizes and flags were found good; contents come checked.
 
@@ -249,7 +234,10 @@ def opened(path: Path) -> Iterator[Package]:
         if start != b"PK\x03\x04":
             found = "it is no zip file" if start else "it is empty"
             refuse(path, found, "give the file that `autoseg export` wrote")
-        with _Careful(raw, length) as careful, _archive(careful, path) as archive:
+        with (
+            BoundedFile(raw, length, DIRECTORY_LIMIT) as careful,
+            _archive(careful, path) as archive,
+        ):
             yield Package(path, archive, length)
 
 

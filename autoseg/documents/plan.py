@@ -16,6 +16,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -27,6 +29,8 @@ from autoseg.errors import PlanError, nearest
 from autoseg.files import read_json, sha256_json
 
 SCHEMA: Literal[1] = 1
+SEPARATE_Z_ABOVE = 3.0
+"""nnU-Net's rule for coarse slices."""
 AXES = re.compile(r"^(stored(:[ijk]{3})?|[RLAPSI]{3})$")
 
 
@@ -51,12 +55,13 @@ class ChannelScale(Document):
 class Preparation(Document):
     """All that a prepared case depends on; plans and configurations with one spec share the cases.
 
-    `spacing_mm[0]` is None where each case keeps its own through-plane spacing (2D).
+    `spacing_mm[0]` is None where each case keeps its own through-plane spacing (2D); all three are
+    None where nothing is resampled.
     """
 
     version: PositiveInt = 1
     axes: str
-    spacing_mm: tuple[PositiveFloat | None, PositiveFloat, PositiveFloat]
+    spacing_mm: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None]
     crop: Literal["nonzero", "none"] = "nonzero"
     channels: tuple[ChannelScale, ...]
     labels: LabelSet
@@ -64,6 +69,9 @@ class Preparation(Document):
     image_order_z: Literal[0, 1, 3] = 0
     label_order: Literal[0, 1] = 1
     label_order_z: Literal[0] = 0
+    separate_z_above: NonNegativeFloat | None = SEPARATE_Z_ABOVE
+    """Slices are resampled apart where they are more than so many times as thick as pixels are
+    wide (images, labels and logits); None: never."""
 
     @model_validator(mode="after")
     def _sound(self) -> "Preparation":
@@ -71,7 +79,17 @@ class Preparation(Document):
             raise ValueError(
                 f'axes must be three letters such as "SAR", or "stored": {self.axes!r}'
             )
+        if None in self.spacing_mm[1:] and any(self.spacing_mm):
+            raise ValueError("spacing_mm is null for the first axis, for all three, or for none")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # what was prepared before this field existed keeps its key
+        said: dict[str, Any] = write(self)
+        if self.separate_z_above == SEPARATE_Z_ABOVE:
+            del said["separate_z_above"]
+        return said
 
     @property
     def key(self) -> str:

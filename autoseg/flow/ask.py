@@ -7,7 +7,7 @@ from typing import Any
 from autoseg.documents.model import Precision
 from autoseg.documents.settings import parse_settings, seconds_of, whole_numbers
 from autoseg.errors import AutosegError, nearest
-from autoseg.interop.nnunet_plan import plan_from_files
+from autoseg.interop.nnunet.plan import plan_from_files
 from autoseg.stages.plan import Request
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.documents.model import ModelSpec
+from autoseg.documents.onnx import check_manifest, is_onnx
 from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec
 from autoseg.errors import AutosegError, nearest
@@ -226,7 +227,10 @@ def packaged(workspace: Workspace, model: str) -> Iterator["Model"]:
         return
     for folder in (path, workspace.models / model):
         if (folder / "model.json").is_file():
-            yield Model(read_model(folder), folder)
+            spec = read_model(folder)
+            if is_onnx(spec):
+                check_manifest(folder, spec)
+            yield Model(spec, folder)
             return
     names = [p.name for p in workspace.models.iterdir()] if workspace.models.is_dir() else []
     raise AutosegError(

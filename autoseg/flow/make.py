@@ -29,6 +29,7 @@ from autoseg.stage import Stamp, read_stamp, standing
 from autoseg.workspace import DatasetPlaces, Fold
 
 if TYPE_CHECKING:
+    from autoseg.learn.manner import Manner
     from autoseg.stages.plan import Request
     from autoseg.stages.split import SplitReport
 
@@ -245,6 +246,7 @@ def fold(
     time_s: float | None = None,
     began: float | None = None,
     redo: bool = False,
+    manner: "Manner | None" = None,
 ) -> tuple[Job, Dataset]:
     """The trained fold, with all that it needs; curves are drawn also when it stops half way."""
     from autoseg.learn.device import pick_device
@@ -268,6 +270,7 @@ def fold(
         trained = train(
             job.places, places, spec, fold_stamp(spec, case_digests(job.places, spec), earlier),
             device=job.device, workers=job.workers, time_s=time_s, began=began, redo=redo,
+            manner=manner,
         )  # fmt: skip
     except (Interrupted, TrainingDiverged):
         draw_curves(list(lines(places.history)), places.curves, title)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoseg.documents.dataset import Dataset
 from autoseg.documents.plan import Configuration, read_plan
@@ -17,6 +17,9 @@ from autoseg.flow.make import Job
 from autoseg.pool import give_freed_memory_back
 from autoseg.rules.shrink import next_smaller
 from autoseg.stages.plan import Request
+
+if TYPE_CHECKING:
+    from autoseg.learn.manner import Manner
 
 log = logging.getLogger(__name__)
 MOST_TRIES = 12
@@ -31,6 +34,7 @@ def fold(
     began: float,
     redo: bool,
     auto: bool,
+    manner: "Manner | None" = None,
 ) -> tuple[Job, Dataset]:
     """As `make.fold`; where memory does not suffice, the next smaller plan is said, or taken.
 
@@ -42,7 +46,7 @@ def fold(
         try:
             return make.fold(
                 job, overrides=overrides, encoder_weights=encoder_weights, time_s=time_s,
-                began=began, redo=redo,
+                began=began, redo=redo, manner=manner,
             )  # fmt: skip
         except OutOfMemory as error:
             job = smaller_job(job, error, auto=auto)

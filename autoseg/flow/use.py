@@ -1,16 +1,19 @@
 """What is done with a model and with label maps: segmenting, averaging, scoring."""
 
+import functools
 import logging
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.documents.dataset import Case, find_images, read_dataset
 from autoseg.documents.model import ModelSpec
+from autoseg.documents.onnx import is_onnx
 from autoseg.documents.report import Report
 from autoseg.errors import AutosegError, BadData, raise_fatal
+from autoseg.image.reading import suffix_of
 from autoseg.pool import cores
 from autoseg.workspace import DatasetPlaces
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from autoseg.stages.ensemble import Averaged
     from autoseg.stages.postprocess import Applied
     from autoseg.stages.predict import Keep, Predicted
+
+    Share = Callable[..., Predicted]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +46,11 @@ def input_cases(folder: Path | None, places: DatasetPlaces | None) -> list[Case]
     return [Case(case, files, None) for case, files in sorted(images.items())]
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether a folder holds files that are images by their names."""
+    return folder.is_dir() and any(suffix_of(path) for path in folder.iterdir())
+
+
 def predictions(
     model: "Model",
     cases: Sequence[Case],
@@ -50,26 +60,36 @@ def predictions(
     workers: int = 1,
     keep: "Keep | None" = None,
     strict: bool = False,
+    skip_air: bool = False,
+    profile: bool = False,
 ) -> "Predicted":
     """Label maps of scans. Raises BadData naming the scans that failed, the others are written.
 
     `device` may name several, as `cuda:0,cuda:1`; they, or `workers` processes on one, share the
-    scans, and so do several of these commands with one output folder.
+    scans, and so do several of these commands with one output folder. With `profile` each process
+    writes where its time went into a folder of `output`.
     """
-    from autoseg.stages.predict import check_inputs, merged, predict
+    from autoseg.models.scans import check_inputs
+    from autoseg.stages.predict import merged, predict
 
     raise_fatal(check_inputs(cases, model.spec))
-    devices = _devices(device, workers)
+    devices = _devices(device or ("cpu" if is_onnx(model.spec) else None), workers)
+    share = functools.partial(
+        predict, model, cases, output, keep=keep, strict=strict, skip_air=skip_air
+    )
     if len(devices) == 1:
-        found = predict(model, cases, output, device=devices[0], keep=keep, strict=strict)
+        found = _recorded(share, devices[0], output / "profile" if profile else None)
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(len(devices), context) as pool:
-            share = max(1, cores() // len(devices))
+            threads = max(1, cores() // len(devices))
             parts = [
-                pool.submit(_part, model, cases, output, one, share, keep, strict)
-                for one in devices
-            ]
+                pool.submit(
+                    _part, share, one, threads,
+                    output / "profile" / f"process_{number}" if profile else None,
+                )
+                for number, one in enumerate(devices)
+            ]  # fmt: skip
             found = merged([part.result() for part in parts], cases)
     for problem in found.warnings:
         log.warning("%s: %s (%s)", problem.case, problem.what, problem.found)
@@ -89,22 +109,28 @@ def _devices(device: str | None, workers: int) -> list["torch.device"]:
 
 
 def _part(
-    model: "Model",
-    cases: Sequence[Case],
-    output: Path,
-    device: "torch.device",
-    threads: int,
-    keep: "Keep | None",
-    strict: bool,
+    share: "Share", device: "torch.device", threads: int, profile: Path | None
 ) -> "Predicted":
     """One process' share of a prediction."""
     import torch
 
-    from autoseg.stages.predict import predict
-
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    return predict(model, cases, output, device=device, keep=keep, strict=strict)
+    return _recorded(share, device, profile)
+
+
+def _recorded(share: "Share", device: "torch.device", profile: Path | None) -> "Predicted":
+    """A prediction, and where its time went in a folder, where one is given."""
+    if profile is None:
+        return share(device=device)
+    from autoseg.learn.trace import device_facts, waiting_for
+    from autoseg.timing import recording
+
+    with recording(waiting_for(device)) as taken:
+        found = share(device=device)
+    taken.write(profile, device_facts(device) | {"label_maps": len(found.written)})
+    log.info("%s\nwhere the time went: %s", taken.text().rstrip(), profile)
+    return found
 
 
 def averaged(folders: Sequence[Path], output: Path) -> "Averaged":

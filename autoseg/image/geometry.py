@@ -8,6 +8,7 @@ file's axes in that order). Only the letters ever flip an axis. Nothing here kno
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any, TypeVar
 
@@ -58,7 +59,13 @@ def orientation_of(affine: ArrayLike) -> str:
     Cosines within 1e-4 of each other tie (a tilt of 45 degrees); a tie goes to the lower file axis,
     then to the lower world axis (R/L before A/P before S/I).
     """
-    cosines = direction_cosines(affine)
+    return _letters(np.asarray(affine, dtype=np.float64)[:3, :3].tobytes())
+
+
+@lru_cache(maxsize=256)
+def _letters(columns: bytes) -> str:
+    """The letters of the 3x3 part of an affine; the files of a dataset share a few."""
+    cosines = direction_cosines(np.frombuffer(columns).reshape(3, 3))
     size = np.abs(cosines).T
     letters = ["", "", ""]
     for _ in range(3):
@@ -163,16 +170,32 @@ def nonzero_box(image: NDArray[Any]) -> tuple[Box, NDArray[np.bool_]]:
     its holes are filled in two dimensions. An image of zeros alone has nothing to crop to: it
     gives the whole grid and a mask that is true everywhere.
     """
-    whole: Box = tuple(slice(0, n) for n in image.shape[1:])
-    mask = np.asarray(image[0] != 0)
+    box = nonzero_limits(image)
+    mask = np.asarray(image[0][box] != 0)
     for channel in image[1:]:
         if mask.all():
             break
-        mask |= channel != 0
-    box = box_of(mask)
-    if box is None or mask.all():
-        return whole, np.ones(image.shape[1:], dtype=bool)
-    return box, _holes_filled(mask[box])
+        mask |= channel[box] != 0
+    if not mask.any():
+        return box, np.ones(image.shape[1:], dtype=bool)
+    return box, _holes_filled(mask)
+
+
+def nonzero_limits(image: NDArray[Any]) -> Box:
+    """The box of `nonzero_box` alone, in far less time where the image reaches its borders."""
+    whole: Box = tuple(slice(0, n) for n in image.shape[1:])
+    box = list(whole)
+    for axis in range(len(box)):
+        part = image[(slice(None), *box)]
+        planes = np.moveaxis(part, axis + 1, 0)
+        if planes[0].any() and planes[-1].any():
+            continue
+        others = tuple(other for other in range(part.ndim) if other != axis + 1)
+        hits = np.flatnonzero((part != 0).any(axis=others))
+        if hits.size == 0:
+            return whole
+        box[axis] = slice(int(hits[0]), int(hits[-1]) + 1)
+    return tuple(box)
 
 
 def _holes_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -185,6 +208,9 @@ def _holes_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.ascontiguousarray(mask)
     flat = mask.ndim == 3 and mask.shape[0] == 1
     background = np.asarray(~(mask[0] if flat else mask), order="C")
+    ends = [background.take(end, axis=axis) for axis in range(background.ndim) for end in (0, -1)]
+    if not any(end.any() for end in ends):
+        return np.ones(mask.shape, dtype=bool)
     pieces = cc3d.connected_components(background, connectivity=4 if flat else 6)
     outside = np.zeros(int(pieces.max()) + 1, dtype=bool)
     for axis in range(pieces.ndim):

@@ -71,7 +71,7 @@ def read_nifti(path: Path, case: str) -> tuple[NDArray[Any], Header]:
     raw = path.read_bytes()
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = gzip.decompress(raw)
+            raw = _unpacked(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise _unreadable(case, f"{path}: the compressed data ends early ({error})") from error
     parsed = _parse(raw, path, case)
@@ -83,6 +83,21 @@ def read_nifti(path: Path, case: str) -> tuple[NDArray[Any], Header]:
     flat = np.frombuffer(raw, dtype, count, parsed.offset)
     voxels = flat.reshape(parsed.summary.grid.shape, order="F")[None]
     return _scaled(voxels, parsed.header, path, case), parsed.summary
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """The content of a gzip file. Raises EOFError, OSError or zlib.error if it is damaged."""
+    checksum, promised = int.from_bytes(raw[-8:-4], "little"), int.from_bytes(raw[-4:], "little")
+    # Deflate packs a thousand to one at most: a larger promise is no reason to take memory.
+    if promised <= 1100 * len(raw):
+        try:
+            content = zlib.decompress(raw, wbits=31, bufsize=max(1, promised))
+        except zlib.error:
+            content = b""
+        # The last eight bytes are those of the last member: of several, the first does not fit.
+        if len(content) == promised and zlib.crc32(content) == checksum:
+            return content
+    return gzip.decompress(raw)  # of several members, very large, with padding, or damaged
 
 
 def write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:

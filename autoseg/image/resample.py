@@ -5,29 +5,27 @@ resize is separable, so here it is one small matrix an axis, taken from scipy on
 applied by float32 matrix products: the same numbers to about 1e-6 at a tenth of the time. The
 sentence around it (coarse axis apart, in-plane per slice, nearest between slices) is nnU-Net's.
 Everything between voxel centres is aligned at the outer edges of the grid, whatever the spacing.
+A volume goes slab by slab: besides what comes in and what goes out, some tens of planes are held.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from autoseg.image.matrices import Block, Float32, apply, cut, plain, slabs, weighed
+
 Shape = Sequence[int]
-Float32 = NDArray[np.float32]
 
 ANISOTROPY_THRESHOLD = 3.0
 # Header spacings of equal axes differ by rounding; nnU-Net sees them after ITK's own rounding.
 SAME_SPACING = 1e-5
-# Weights below this share of the whole are left out of a block: the cubic prefilter's tails fall
-# by a factor 0.27 a voxel, and float32 resolves 6e-8.
-NEGLIGIBLE = 1e-8
-BLOCK_ROWS = 32
 # float32 scores this close to one half are computed again exactly as scipy does in float64.
 UNSURE = 1e-5
 
-Block = tuple[slice, slice, Float32]
+Box = tuple[slice, ...]
 
 
 @lru_cache(maxsize=256)
@@ -48,13 +46,16 @@ def axis_operator(n_in: int, n_out: int, order: int) -> NDArray[np.float64]:
 def separate_axis(
     spacing_mm: Sequence[float],
     target_mm: Sequence[float],
-    threshold: float = ANISOTROPY_THRESHOLD,
+    threshold: float | None = ANISOTROPY_THRESHOLD,
 ) -> int | None:
     """The coarse axis that is to be resampled apart; None where all axes go together.
 
     nnU-Net's rule: if the current spacing's largest is over `threshold` times its smallest, that
-    axis; else the same question of the target. None if two or three axes are equally coarse.
+    axis; else the same question of the target. None if two or three axes are equally coarse, or
+    if there is no `threshold`.
     """
+    if threshold is None:
+        return None
     for spacing in (spacing_mm, target_mm):
         coarsest = max(spacing)
         if coarsest / min(spacing) > threshold:
@@ -79,23 +80,24 @@ def resample_image(
     target_mm: Sequence[float],
     order: int = 3,
     order_z: int = 0,
+    separate_z_above: float | None = ANISOTROPY_THRESHOLD,
 ) -> Float32:
     """The image (C, *S) on a grid of `shape`, as float32; a new array.
 
     The result stays within each channel's range, or each slice's where a coarse axis goes apart
     (`separate_axis`), in which case `order` holds in-plane and `order_z` between slices.
     """
-    new_shape = _checked(image.shape[1:], shape)
-    apart = separate_axis(spacing_mm, target_mm)
+    new_shape = checked_shape(image.shape[1:], shape)
+    apart = separate_axis(spacing_mm, target_mm, separate_z_above)
     out = np.empty((len(image), *new_shape), dtype=np.float32)
     for channel, result in zip(image, out):
-        source = np.ascontiguousarray(channel, dtype=np.float32)
-        if source.shape == new_shape:
-            result[...] = source
+        if channel.shape == new_shape:
+            result[...] = channel
         elif apart is None:
-            result[...] = _resized(source, new_shape, order, (0, 1, 2))
+            _resize(channel, result, order)
         else:
-            result[...] = _resized_apart(source, new_shape, order, order_z, apart)
+            ahead = (np.moveaxis(channel, apart, 0), np.moveaxis(result, apart, 0))
+            _resize_apart(*ahead, order, order_z)
     return out
 
 
@@ -107,6 +109,7 @@ def resample_labels(
     target_mm: Sequence[float],
     order: int = 1,
     order_z: int = 0,
+    separate_z_above: float | None = ANISOTROPY_THRESHOLD,
     unlabelled: int | None = None,
 ) -> NDArray[np.integer]:
     """The label map (*S) on a grid of `shape`, in its own type; a new array.
@@ -122,8 +125,8 @@ def resample_labels(
     """
     if order not in (0, 1) or order_z != 0:
         raise ValueError(f"label maps take order 0 or 1 and order_z 0, not {order} and {order_z}")
-    new_shape = _checked(labels.shape, shape)
-    apart = separate_axis(spacing_mm, target_mm)
+    new_shape = checked_shape(labels.shape, shape)
+    apart = separate_axis(spacing_mm, target_mm, separate_z_above)
     if labels.shape == new_shape:
         return labels.copy()
     out = _labels_apart(labels, new_shape, order, apart)
@@ -140,51 +143,96 @@ def _labels_apart(
     )
     if apart is None or labels.shape[apart] == new_shape[apart]:
         return _labels_resized(labels, in_plane, order)
-    picked = _nearest_slices(labels.shape[apart], new_shape[apart])
+    picked = nearest_slices(labels.shape[apart], new_shape[apart])
     if new_shape[apart] > labels.shape[apart]:
         return np.take(_labels_resized(labels, in_plane, order), picked, axis=apart)
     chosen = np.take(labels, picked, axis=apart)
     return _labels_resized(chosen, new_shape, order)
 
 
-def _checked(shape: Shape, wanted: Shape) -> tuple[int, ...]:
+def checked_shape(shape: Shape, wanted: Shape) -> tuple[int, ...]:
+    """`wanted` as integers. Raises ValueError unless both have three spatial axes."""
     if len(shape) != 3 or len(wanted) != 3:
         raise ValueError(f"three spatial axes are needed, not {tuple(shape)} -> {tuple(wanted)}")
     return tuple(int(n) for n in wanted)
 
 
-def _resized(source: Float32, shape: tuple[int, ...], order: int, clip: tuple[int, ...]) -> Float32:
-    """All axes resized, then clipped to the source's range over the axes `clip`."""
-    low = source.min(axis=clip, keepdims=True)
-    high = source.max(axis=clip, keepdims=True)
-    # Shrinking axes first: the arrays in between stay small.
-    for axis in sorted(range(3), key=lambda a: shape[a] / source.shape[a]):
-        if source.shape[axis] != shape[axis]:
-            source = _apply(source, _blocks(source.shape[axis], shape[axis], order), axis)
-    return np.clip(source, low, high, out=source)
+def _resize(source: NDArray[np.floating], out: Float32, order: int) -> None:
+    """All axes resized into `out`, then clipped to the range of the source."""
+    low, high = np.float32(source.min()), np.float32(source.max())
+    flat = out.shape[1:]
+    if len(source) == len(out):
+        for part in slabs(0, len(out), max(source[0].size, out[0].size)):
+            out[part] = _in_plane(source[part], flat, order)
+    elif len(out) * source[0].size <= len(source) * out[0].size:
+        # What lies in between is smaller if axis 0 goes first.
+        for rows, columns, weights in blocks_of(len(source), len(out), order):
+            out[rows] = _in_plane(weighed(weights, plain(source[columns])), flat, order)
+    else:
+        for rows, planes in _mixed(source, len(out), flat, order, order):
+            out[rows] = planes
+    for part in slabs(0, len(out), out[0].size):
+        np.clip(out[part], low, high, out=out[part])
 
 
-def _resized_apart(
-    source: Float32, shape: tuple[int, ...], order: int, order_z: int, apart: int
+def _resize_apart(source: NDArray[np.floating], out: Float32, order: int, order_z: int) -> None:
+    """In-plane by slices of axis 0, each clipped to its own range, then along axis 0."""
+    n_in, n_out, flat = len(source), len(out), out.shape[1:]
+    if n_in != n_out and order_z != 0:
+        for rows, planes in _mixed(source, n_out, flat, order, order_z, clip=True):
+            out[rows] = planes
+        return
+    picked = nearest_slices(n_in, n_out)
+    for part in slabs(0, n_in, max(source[0].size, out[0].size)):
+        wanted = np.unique(picked[(picked >= part.start) & (picked < part.stop)])
+        if wanted.size:
+            first, last = np.searchsorted(picked, wanted[0]), np.searchsorted(picked, part.stop)
+            planes = _in_plane(source[wanted], flat, order, clip=True)
+            out[first:last] = planes[np.searchsorted(wanted, picked[first:last])]
+
+
+def _mixed(
+    source: NDArray[np.floating],
+    n_out: int,
+    flat: tuple[int, ...],
+    order: int,
+    order_z: int,
+    *,
+    clip: bool = False,
+) -> Iterator[tuple[slice, Float32]]:
+    """Rows of axis 0 and their planes, resized in-plane first; only planes still needed are held."""
+    blocks = blocks_of(len(source), n_out, order_z)
+    # From which plane on each block and all that follow it need them.
+    firsts = np.minimum.accumulate([columns.start for _, columns, _ in blocks][::-1])[::-1]
+    held, start, stop = np.empty((0, *flat), np.float32), 0, 0
+    for first, (rows, columns, weights) in zip(firsts.tolist(), blocks, strict=True):
+        fresh = [
+            _in_plane(source[part], flat, order, clip=clip)
+            for part in slabs(
+                max(stop, first), columns.stop, max(source[0].size, flat[0] * flat[1])
+            )
+        ]
+        held = np.concatenate([held[first - start :], *fresh])
+        start, stop = first, max(stop, columns.stop)
+        yield rows, weighed(weights, held[columns.start - start : columns.stop - start])
+
+
+def _in_plane(
+    planes: NDArray[np.floating], flat: tuple[int, ...], order: int, *, clip: bool = False
 ) -> Float32:
-    """In-plane by slices, then along the coarse axis; nearest slices are picked before if fewer."""
-    in_plane = tuple(axis for axis in range(3) if axis != apart)
-    n_in, n_out = source.shape[apart], shape[apart]
-    picked = _nearest_slices(n_in, n_out)
-    if order_z == 0 and n_out < n_in:
-        source, n_in = np.ascontiguousarray(np.take(source, picked, axis=apart)), n_out
-    flat = tuple(n_in if axis == apart else n for axis, n in enumerate(shape))
-    if flat != source.shape:
-        source = _resized(source, flat, order, in_plane)
-    if n_in == n_out:
-        return source
-    if order_z == 0:
-        return np.take(source, picked, axis=apart)
-    return _apply(source, _blocks(n_in, n_out, order_z), apart)
+    """Planes (n, *flat), resized; with `clip` each stays within the range of its own source."""
+    found = plain(planes)
+    low, high = (f(found, axis=(1, 2), keepdims=True) for f in (np.min, np.max)) if clip else (0, 0)
+    # Shrinking first: the array in between stays small.
+    todo = sorted((1, 2), key=lambda axis: flat[axis - 1] / planes.shape[axis])
+    changed = [axis for axis in todo if planes.shape[axis] != flat[axis - 1]]
+    for axis in changed:
+        found = apply(found, blocks_of(found.shape[axis], flat[axis - 1], order), axis)
+    return np.clip(found, low, high, out=found) if clip and changed else found
 
 
 @lru_cache(maxsize=256)
-def _nearest_slices(n_in: int, n_out: int) -> NDArray[np.intp]:
+def nearest_slices(n_in: int, n_out: int) -> NDArray[np.intp]:
     """The slice that each new slice is copied from: scipy's map_coordinates of order 0."""
     at = n_in / n_out * (np.arange(n_out) + 0.5) - 0.5
     numbers = np.arange(n_in, dtype=np.float64)
@@ -193,37 +241,9 @@ def _nearest_slices(n_in: int, n_out: int) -> NDArray[np.intp]:
 
 
 @lru_cache(maxsize=256)
-def _blocks(n_in: int, n_out: int, order: int) -> tuple[Block, ...]:
-    return _cut(axis_operator(n_in, n_out, order))
-
-
-def _cut(operator: NDArray[np.float64]) -> tuple[Block, ...]:
-    """The operator as blocks of rows with only the columns that count for them."""
-    blocks = []
-    for start in range(0, len(operator), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(operator)))
-        used = np.flatnonzero(np.abs(operator[rows]).max(axis=0) > NEGLIGIBLE)
-        columns = slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0)
-        blocks.append((rows, columns, operator[rows, columns].astype(np.float32)))
-    return tuple(blocks)
-
-
-def _apply(source: Float32, blocks: tuple[Block, ...], axis: int) -> Float32:
-    """One axis of a C-ordered array (*S) resized."""
-    n_in, n_out = source.shape[axis], blocks[-1][0].stop if blocks else 0
-    out = np.empty((*source.shape[:axis], n_out, *source.shape[axis + 1 :]), dtype=np.float32)
-    if out.size == 0:
-        return out
-    if axis == 2:
-        lines_in, lines_out = source.reshape(-1, n_in), out.reshape(-1, n_out)
-        for rows, columns, weights in blocks:
-            np.matmul(lines_in[:, columns], weights.T, out=lines_out[:, rows])
-        return out
-    before = 1 if axis == 0 else source.shape[0]
-    planes_in, planes_out = source.reshape(before, n_in, -1), out.reshape(before, n_out, -1)
-    for rows, columns, weights in blocks:
-        np.matmul(weights, planes_in[:, columns], out=planes_out[:, rows])
-    return out
+def blocks_of(n_in: int, n_out: int, order: int) -> tuple[Block, ...]:
+    """`axis_operator` as blocks: (new rows, the old columns that count for them, their weights)."""
+    return cut(axis_operator(n_in, n_out, order))
 
 
 def _labels_resized(
@@ -232,11 +252,12 @@ def _labels_resized(
     """All axes resized, label by label, each only where it can matter."""
     if labels.shape == shape:
         return labels.copy()
-    lowest = int(labels.min())
-    boxes = ndimage.find_objects(labels.astype(np.int32) - (lowest - 1))
-    present = [(lowest + at, box) for at, box in enumerate(boxes) if box is not None]
     if order == 0:
-        return _nearest(labels, shape, tuple(slice(0, n) for n in shape))
+        out = np.empty(shape, dtype=labels.dtype)
+        _write_nearest(out, labels, tuple(slice(0, n) for n in shape))
+        return out
+    present = _present(labels)
+    lowest = present[0][0]
     out = np.full(shape, lowest, dtype=labels.dtype)
     if len(present) == 1:
         return out
@@ -245,7 +266,7 @@ def _labels_resized(
         # Beyond the reach of the other labels the lowest is certain; within it, voxels where
         # nothing gets a half keep the nearest label.
         reach = _reach(labels.shape, shape, _union([box for _, box in others]))
-        out[reach] = _nearest(labels, shape, reach)
+        _write_nearest(out, labels, reach)
         _write_label(out, labels, lowest, present[0][1], reach)
     for value, box in others:
         _write_label(out, labels, value, box, _reach(labels.shape, shape, box))
@@ -260,11 +281,15 @@ def _kept(
         ((2 * np.arange(n_in) + 1) * n_out) // (2 * n_in)
         for n_in, n_out in zip(labels.shape, out.shape, strict=True)
     ]
-    lost = np.nonzero((labels != unlabelled) & (out[np.ix_(*inside)] == unlabelled))
-    if not lost[0].size:
+    pairs = np.concatenate(
+        [
+            _lost(out, labels, unlabelled, inside, part)
+            for part in slabs(0, len(labels), labels[0].size)
+        ],
+        axis=1,
+    )
+    if not pairs.size:
         return out
-    places = np.ravel_multi_index([to[at] for to, at in zip(inside, lost)], out.shape)
-    pairs = np.stack([places, labels[lost].astype(np.int64)])
     found, counts = np.unique(pairs, axis=1, return_counts=True)
     commonest = found[:, np.lexsort((found[1], counts))]  # the last that is written stays
     out = np.ascontiguousarray(out)
@@ -272,24 +297,61 @@ def _kept(
     return out
 
 
-def _write_label(
+def _lost(
     out: NDArray[np.integer],
     labels: NDArray[np.integer],
-    value: int,
-    box: tuple[slice, ...],
-    reach: tuple[slice, ...],
+    unlabelled: int,
+    inside: Sequence[NDArray[np.intp]],
+    rows: slice,
+) -> NDArray[np.int64]:
+    """(2, n): the places in `out` that labelled voxels of these rows lost, and their labels."""
+    here = [inside[0][rows], *inside[1:]]
+    lost = np.nonzero((labels[rows] != unlabelled) & (out[np.ix_(*here)] == unlabelled))
+    places = np.ravel_multi_index([to[at] for to, at in zip(here, lost)], out.shape)
+    return np.stack([places, labels[rows][lost].astype(np.int64)])
+
+
+def _present(labels: NDArray[np.integer]) -> list[tuple[int, Box]]:
+    """The values of a label map, ascending, each with the box that holds it."""
+    lowest = int(labels.min())
+    found: dict[int, Box] = {}
+    for part in slabs(0, len(labels), labels[0].size):
+        boxes = ndimage.find_objects(labels[part].astype(np.int32) - (lowest - 1))
+        for value, box in enumerate(boxes, lowest):
+            if box is not None:
+                rows = slice(part.start + box[0].start, part.start + box[0].stop)
+                here = (rows, *box[1:])
+                found[value] = _union([found[value], here]) if value in found else here
+    return sorted(found.items())
+
+
+def _write_label(
+    out: NDArray[np.integer], labels: NDArray[np.integer], value: int, box: Box, reach: Box
 ) -> None:
     """Write `value` into out[reach] where its linearly resized mask is at least one half."""
-    score = (labels[box] == value).astype(np.float32)
-    sizes = sorted(range(3), key=lambda a: (reach[a].stop - reach[a].start) / score.shape[a])
-    for axis in sizes:
-        operator = axis_operator(labels.shape[axis], out.shape[axis], 1)
-        score = _apply(score, _cut(operator[reach[axis], box[axis]]), axis)
-    unsure = np.nonzero(np.abs(score - np.float32(0.5)) < UNSURE)
-    if unsure[0].size:
-        at = tuple(index + part.start for index, part in zip(unsure, reach))
-        score[unsure] = _exact_scores(labels, value, out.shape, at) >= 0.5
-    out[reach][score >= 0.5] = value
+    operators = [
+        axis_operator(labels.shape[axis], out.shape[axis], 1)[reach[axis], box[axis]]
+        for axis in range(3)
+    ]
+    across = {axis: cut(operators[axis]) for axis in (1, 2)}
+    order = sorted(range(3), key=lambda axis: operators[axis].shape[0] / operators[axis].shape[1])
+    for rows in slabs(0, len(operators[0]), max(out[0].size, labels[0].size)):
+        used = np.flatnonzero(operators[0][rows].any(axis=0))
+        if not used.size:
+            continue
+        first, last = int(used[0]), int(used[-1]) + 1
+        blocks = {0: cut(operators[0][rows, first:last]), **across}
+        planes = slice(box[0].start + first, box[0].start + last)
+        score = (labels[(planes, *box[1:])] == value).astype(np.float32)
+        for axis in order:
+            score = apply(score, blocks[axis], axis)
+        start = reach[0].start + rows.start
+        here = (slice(start, start + len(score)), *reach[1:])
+        unsure = np.nonzero(np.abs(score - np.float32(0.5)) < UNSURE)
+        if unsure[0].size:
+            at = tuple(index + part.start for index, part in zip(unsure, here))
+            score[unsure] = _exact_scores(labels, value, out.shape, at) >= 0.5
+        out[here][score >= 0.5] = value
 
 
 def _exact_scores(
@@ -326,7 +388,7 @@ def _taps(n_in: int, n_out: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]
     return taps, np.stack([1 - above, above])
 
 
-def _reach(shape_in: Shape, shape_out: Shape, box: tuple[slice, ...]) -> tuple[slice, ...]:
+def _reach(shape_in: Shape, shape_out: Shape, box: Box) -> Box:
     """The box of new voxels in which anything of the old box has a weight.
 
     It may be empty, when shrinking steps over the box.
@@ -338,17 +400,17 @@ def _reach(shape_in: Shape, shape_out: Shape, box: tuple[slice, ...]) -> tuple[s
     return tuple(slices)
 
 
-def _union(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
+def _union(boxes: list[Box]) -> Box:
     parts = zip(*boxes)
     return tuple(slice(min(p.start for p in ps), max(p.stop for p in ps)) for ps in parts)
 
 
-def _nearest(
-    labels: NDArray[np.integer], shape: tuple[int, ...], reach: tuple[slice, ...]
-) -> NDArray[np.integer]:
-    """The labels of the nearest old voxels for the new voxels of `reach`."""
-    index = [
+def _write_nearest(out: NDArray[np.integer], labels: NDArray[np.integer], reach: Box) -> None:
+    """Write the labels of the nearest old voxels into out[reach]."""
+    first, *rest = (
         axis_operator(n_in, n_out, 0)[part].argmax(axis=1)
-        for n_in, n_out, part in zip(labels.shape, shape, reach)
-    ]
-    return np.asarray(labels[np.ix_(*index)])
+        for n_in, n_out, part in zip(labels.shape, out.shape, reach)
+    )
+    within = out[reach]
+    for rows in slabs(0, len(first), out[0].size):
+        within[rows] = labels[np.ix_(first[rows], *rest)]

@@ -17,6 +17,9 @@ Slab = tuple[slice, Tensor]
 CERTAIN = 1e4
 """A logit that float32 turns into exactly 0 or 1, and that can be added and averaged like others."""
 
+EVEN = 1.5 * 2.0**-24 * (1 - 2.0**-24)
+"""The highest float32 logit whose probability is not above one half, once it is float32 itself."""
+
 OUTPUTS = -4
 """The axis of the outputs in (..., K, Z, Y, X)."""
 
@@ -43,7 +46,7 @@ def painted(scores: Tensor, labels: LabelSet, *, of: Literal["logits", "probabil
         raise ValueError(f"{len(scores)} scores a voxel, the labels have {labels.outputs} outputs")
     if not labels.regions:
         return highest(scores)
-    limit = 0.0 if of == "logits" else 0.5
+    limit = EVEN if of == "logits" else 0.5
     classes = torch.zeros(scores.shape[1:], dtype=torch.int16, device=scores.device)
     for score, region in zip(scores, labels.regions, strict=True):
         classes[score > limit] = region.paint

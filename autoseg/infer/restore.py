@@ -6,21 +6,20 @@ than a few rows of all classes. Every voxel is a mean of its neighbours whatever
 together, so that the same logits give the same bits.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.image.resample import axis_operator, separate_axis
-from autoseg.infer.meaning import Slab
+from autoseg.documents.labels import LabelSet
+from autoseg.image.resample import separate_axis
+from autoseg.infer.meaning import EVEN, Slab
+from autoseg.infer.rows import Mixing, Source
+from autoseg.infer.winners import Winners
 
 SLAB_BYTES = 64 << 20
-BAND = 64
-"""New voxels of a line that are computed in one matrix product."""
 
 Box = Sequence[tuple[int, int]]
 
@@ -43,7 +42,7 @@ def restored(
     *,
     rows: int,
     outside: Sequence[float],
-    separate_z_above: float = 3.0,
+    separate_z_above: float | None = 3.0,
 ) -> Iterator[Slab]:
     """Logits (..., K, rows, Y, X) on the full grid and their rows of axis 0, in order and complete.
 
@@ -54,14 +53,10 @@ def restored(
     """
     crop = [stop - start for start, stop in box]
     apart = separate_axis(spacing_mm, full_spacing_mm, separate_z_above)
-    first, second, third = (
-        None if n == m else _taps(n, m, 0 if axis == apart else 1)
-        for axis, (n, m) in enumerate(zip(shape_vox, crop, strict=True))
-    )
-    source = _Source(slabs, shape_vox)
+    source = Source(slabs, shape_vox)
     if source.lead[-1] != len(outside):
         raise ValueError(f"{len(outside)} values outside of the box, {source.lead[-1]} outputs")
-    bands = None if third is None else _bands(third, source.device)
+    mixing = Mixing(shape_vox, crop, apart, source.device)
     elsewhere = torch.tensor(outside, dtype=torch.float32, device=source.device)
     (top, bottom), (y0, y1), (x0, x1) = box
     whole = (y1 - y0, x1 - x0) == tuple(full_shape[1:])
@@ -71,115 +66,60 @@ def restored(
         if not whole or start < top or stop > bottom:
             chunk[...] = elsewhere.view(-1, 1, 1, 1)
         for row in range(max(start, top), min(stop, bottom)):
-            plane = _across(_down(source, row - top, first), second, bands)
-            chunk[..., row - start, y0:y1, x0:x1] = plane
+            low, high = source.pair(*mixing.needed(row - top))
+            chunk[..., row - start, y0:y1, x0:x1] = mixing.plane(low, high, row - top)
         yield slice(start, stop), chunk
         del chunk  # the caller alone decides how long it lives
 
 
-class _Taps(NamedTuple):
-    """Each new voxel of an axis is old[low] * (1 - share) + old[high] * share."""
+def classes_on(
+    slabs: Iterable[Slab],
+    shape_vox: Sequence[int],
+    box: Box,
+    full_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    full_spacing_mm: Sequence[float],
+    *,
+    labels: LabelSet,
+    separate_z_above: float | None = 3.0,
+) -> NDArray[np.int16]:
+    """Class indices (*full_shape) of logits on the prepared grid; background outside of `box`.
 
-    low: NDArray[np.intp]
-    high: NDArray[np.intp]
-    share: NDArray[np.float32]
+    Voxel for voxel what nnU-Net makes of the same logits: all outputs resampled by skimage, of equal
+    float32 values the lower class. `slabs` are pieces (K, n, Y, X), other arguments as `restored`
+    takes them. Raises ValueError if the slabs do not make up `shape_vox`, or for another K than the
+    labels have outputs.
+    """
+    source = Source(slabs, shape_vox)
+    if source.lead != (labels.outputs,):
+        raise ValueError(f"logits {source.lead} a voxel, the labels have {labels.outputs} outputs")
+    crop = [stop - start for start, stop in box]
+    apart = separate_axis(spacing_mm, full_spacing_mm, separate_z_above)
 
+    def winners(region: int | None) -> Winners:
+        def read(low: int, high: int) -> tuple[Tensor, Tensor]:
+            one, other = source.pair(low, high)
+            return (one, other) if region is None else (_held(one[region]), _held(other[region]))
 
-class _Band(NamedTuple):
-    """Neighbouring new voxels of a line: old @ weights, with only the old ones that count."""
+        return Winners(read, shape_vox, crop, apart, source.device)
 
-    new: slice
-    old: slice
-    weights: Tensor
-
-
-def _taps(n_in: int, n_out: int, order: int) -> _Taps:
-    """The old voxels of an axis that each new one is mixed from, by order 0 or 1."""
-    operator = axis_operator(n_in, n_out, order)
-    used = operator != 0
-    low = used.argmax(1)
-    high = n_in - 1 - used[:, ::-1].argmax(1)
-    share = np.where(high > low, operator[np.arange(n_out), high], 0)
-    return _Taps(low, high, share.astype(np.float32))
-
-
-class _Source:
-    """The rows of axis 0 of slabs that come one after another; only those still needed are held."""
-
-    def __init__(self, slabs: Iterable[Slab], shape_vox: Sequence[int]) -> None:
-        self.slabs = iter(slabs)
-        self.shape = tuple(shape_vox)
-        self.held: deque[Slab] = deque()
-        self.pulled = 0
-        self._pull()
-        first = self.held[0][1]
-        self.lead, self.device = tuple(first.shape[:-3]), first.device
-
-    def pair(self, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """Two rows (..., K, Y, X); those before `low` are never asked for again."""
-        while self.pulled <= high:
-            self._drop(low)
-            self._pull()
-        self._drop(low)
-        return self._row(low), self._row(high)
-
-    def _row(self, index: int) -> Tensor:
-        rows, slab = next(held for held in self.held if index < held[0].stop)
-        return slab[..., index - rows.start, :, :].float()
-
-    def _drop(self, before: int) -> None:
-        while self.held and self.held[0][0].stop <= before:
-            self.held.popleft()
-
-    def _pull(self) -> None:
-        rows, slab = next(self.slabs, (slice(self.pulled, self.pulled), None))
-        found = None if slab is None else tuple(slab.shape[-3:])
-        if (
-            slab is None
-            or found != (rows.stop - self.pulled, *self.shape[1:])
-            or (rows.start != self.pulled or rows.stop <= rows.start or rows.stop > self.shape[0])
-        ):
-            raise ValueError(
-                f"logits of {self.shape} are expected, after {self.pulled} rows came "
-                f"{'nothing' if slab is None else f'rows {rows.start} to {rows.stop} of {found}'}"
-            )
-        self.held.append((rows, slab))
-        self.pulled = rows.stop
+    # a region is a competition of its own, against what is no more than one half
+    each = [
+        winners(None if not labels.regions else at) for at in range(max(1, len(labels.regions)))
+    ]
+    found = np.zeros(tuple(full_shape), np.int16)
+    (top, bottom), (y0, y1), (x0, x1) = box
+    for row in range(top, bottom):
+        won = [one.row(row - top) for one in each]
+        classes = won[0]
+        if labels.regions:
+            classes = torch.zeros_like(classes)
+            for inside, region in zip(won, labels.regions, strict=True):
+                classes[inside > 0] = region.paint
+        found[row, y0:y1, x0:x1] = classes.cpu().numpy()
+    return found
 
 
-def _down(source: _Source, row: int, taps: _Taps | None) -> Tensor:
-    """One new row (..., K, Y, X) of axis 0, on the old grid of the other two."""
-    if taps is None:
-        return source.pair(row, row)[0]
-    share = float(taps.share[row])
-    low, high = source.pair(int(taps.low[row]), int(taps.high[row]))
-    return torch.lerp(low, high, share) if share else low
-
-
-def _across(plane: Tensor, taps: _Taps | None, bands: Sequence[_Band] | None) -> Tensor:
-    """A plane (..., K, Y, X) on the new grid."""
-    if bands is not None:
-        lines = plane.reshape(-1, plane.shape[-1])
-        new = torch.empty((len(lines), bands[-1].new.stop), device=plane.device)
-        for band in bands:
-            torch.mm(lines[:, band.old], band.weights, out=new[:, band.new])
-        plane = new.view(*plane.shape[:-1], -1)
-    if taps is None:
-        return plane
-    low, high = (torch.from_numpy(at).to(plane.device) for at in taps[:2])
-    share = torch.from_numpy(taps.share).to(plane.device)[:, None]
-    return plane.index_select(-2, low).lerp_(plane.index_select(-2, high), share)
-
-
-def _bands(taps: _Taps, device: torch.device) -> list[_Band]:
-    """The last axis in bands: a matrix product beats picking single voxels of a line by far."""
-    bands = []
-    for start in range(0, len(taps.low), BAND):
-        new = slice(start, min(start + BAND, len(taps.low)))
-        first, last = int(taps.low[new][0]), int(taps.high[new][-1])
-        weights = np.zeros((last + 1 - first, new.stop - start), np.float32)
-        columns = np.arange(new.stop - start)
-        weights[taps.low[new] - first, columns] = 1 - taps.share[new]
-        weights[taps.high[new] - first, columns] += taps.share[new]
-        bands.append(_Band(new, slice(first, last + 1), torch.from_numpy(weights).to(device)))
-    return bands
+def _held(logits: Tensor) -> Tensor:
+    """One half, as a logit, and the logits (Y, X) of a region: two classes."""
+    return torch.stack([torch.full_like(logits, EVEN), logits])

@@ -5,9 +5,10 @@ precision and memory layout are its own affair. Tiles go along axis 0 last, so t
 no later tile touches are finished and handed on: memory holds the sums of one patch's depth.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations, islice, product
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.documents.plan import Configuration, Prediction
+from autoseg.infer.air import Skipped
 from autoseg.infer.meaning import Slab
 from autoseg.infer.tiles import axis_total, positions, tile_weights
+from autoseg.infer.together import Speaker, Together
+from autoseg.timing import part
 
-Speaker = Callable[[Tensor], Sequence[Tensor]]
 Image = NDArray[np.float32] | Tensor
 
 HANDED_BYTES = 64 << 20
@@ -36,6 +39,8 @@ def logit_slabs(
     divisor: Sequence[int] = (1, 1, 1),
     *,
     apart: bool = False,
+    together: Together | None = None,
+    skipped: Skipped | None = None,
 ) -> Iterator[Slab]:
     """Mean logits (K, rows, Y, X) in main memory and their rows of axis 0, in order.
 
@@ -44,29 +49,35 @@ def logit_slabs(
     times the memory. A patch of two numbers belongs to 2D networks: each slice of axis 0 is an image
     of its own. `mirror_axes` are axes of the patch, and are used where the prediction's `mirror` is
     set. The sums are kept on `device`, in main memory where the card has no room for them. `divisor`
-    is what the edges of a tile must be multiples of, for volumes segmented in one piece.
+    is what the edges of a tile must be multiples of, for volumes segmented in one piece. `together`
+    says how many samples the networks are shown at once, and remembers it from scan to scan; of
+    what is `skipped` its background is said.
     """
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
     if not nets:
         raise ValueError("no network to predict with")
-    flat = len(patch_vox) == 2
     patch = tile_for(image.shape[1:], patch_vox, divisor, prediction.whole_up_to)
     lead = (len(nets), outputs) if apart else (outputs,)
     padded, kept = pad_nd_image(image, patch, return_slicer=True)
     sums = _Sums(lead, padded.shape[1:], kept[1:], patch, prediction, device)
     flips = mirrored(mirror_axes if prediction.mirror else ())
     weights = torch.from_numpy(tile_weights(patch, prediction.sigma_scale)).to(device)
-    for corners in _groups(
-        corners_of(sums.shape, patch, prediction.tile_step), prediction.tile_batch
-    ):
-        tiles = torch.stack([_tile(padded, at, patch) for at in corners]).to(device)
-        spoken = _weighted(nets, tiles.squeeze(2) if flat else tiles, flips, weights, apart=apart)
-        if spoken.shape[1:-3] != lead:
-            raise ValueError(f"{outputs} outputs are expected, a network gave {spoken.shape[-4]}")
-        for corner, tile in zip(corners, spoken, strict=True):
+    together = together or Together(device)
+    air = None if skipped is None else torch.tensor(skipped.background, device=device)
+    shape = (len(image), *(patch[1:] if len(patch_vox) == 2 else patch))
+    places = _every_tile(sums, patch, prediction.tile_step, skipped)
+    at_least = prediction.tile_batch
+    while group := _group(places, max(at_least, -(-together.size(shape) // len(flips)))):
+        asked = [_tile(padded, place.corner, patch) for place in group if not place.air]
+        spoken: Iterator[Tensor] = iter(())
+        if asked:
+            tiles = torch.stack(asked).to(device).view(-1, *shape)
+            spoken = iter(_weighted(nets, tiles, flips, together, at_least, weights, lead))
+        for corner, empty in group:
             yield from sums.finished(corner[0])
-            sums.add(corner, tile)
+            with part("accumulate"):
+                sums.add(corner, _of_air(air, weights, lead) if empty else next(spoken))
     yield from sums.finished(sums.shape[0])
 
 
@@ -123,8 +134,8 @@ class _Sums:
         """Rows of the mean (..., K, rows, Y, X) without the padding, in main memory."""
         _, y, x = self.kept
         mean = torch.cat([self.sums[..., rows, y, x] for rows in self._places(start, stop)], -3)
-        for total, part in zip(self.totals, (slice(start, stop), y, x), strict=True):
-            mean /= total[part]
+        for total, kept in zip(self.totals, (slice(start, stop), y, x), strict=True):
+            mean /= total[kept]
         return mean.cpu()
 
     def _places(self, start: int, stop: int) -> list[slice]:
@@ -177,16 +188,47 @@ def mirrored(axes: Sequence[int]) -> list[tuple[int, ...]]:
     ]
 
 
-def mean_logits(nets: Sequence[Speaker], tiles: Tensor, flips: Sequence[tuple[int, ...]]) -> Tensor:
-    """The float32 mean over networks and mirrored copies of the finest logits (N, K, *patch)."""
+def mean_logits(
+    nets: Sequence[Speaker],
+    tiles: Tensor,
+    flips: Sequence[tuple[int, ...]],
+    together: Together,
+    at_least: int = 1,
+) -> Tensor:
+    """The float32 mean over networks and mirrored copies of the finest logits (N, K, *patch).
+
+    Copies of all tiles go through a network as many at once as there is room for.
+    """
     total: Tensor | None = None
-    for net, axes in product(nets, flips):
-        logits = net(tiles.flip(axes) if axes else tiles)[0].float()
-        logits = logits.flip(axes) if axes else logits
-        total = logits.clone() if total is None else total.add_(logits)
+    samples = [(index, axes) for axes in flips for index in range(len(tiles))]
+    for net in nets:
+        done = 0
+        while done < len(samples):
+            some = samples[done : done + max(at_least, together.size(tiles.shape[1:]))]
+            with part("forward"):
+                logits = together.said(net, _copies(tiles, some))
+            if logits is None:
+                at_least = 1  # a plan cannot ask for more than fits
+                continue
+            if total is None:
+                total = logits.new_zeros((len(tiles), *logits.shape[1:]))
+            with part("accumulate"):
+                for (index, axes), one in zip(some, logits, strict=True):
+                    total[index] += one.flip([axis - 1 for axis in axes]) if axes else one
+            done += len(some)
     if total is None:
         raise ValueError("no network to predict with")
     return total.div_(len(nets) * len(flips))
+
+
+def _copies(tiles: Tensor, samples: Sequence[tuple[int, tuple[int, ...]]]) -> Tensor:
+    """A batch of tiles (N, C, *patch), each mirrored along its axes of a batch."""
+    if len(samples) == len(tiles) and not any(axes for _, axes in samples):
+        return tiles
+    batch = tiles.new_empty((len(samples), *tiles.shape[1:]))
+    for place, (index, axes) in zip(batch, samples, strict=True):
+        place.copy_(tiles[index].flip([axis - 1 for axis in axes]) if axes else tiles[index])
+    return batch
 
 
 @torch.inference_mode()
@@ -194,18 +236,61 @@ def _weighted(
     nets: Sequence[Speaker],
     tiles: Tensor,
     flips: Sequence[tuple[int, ...]],
+    together: Together,
+    at_least: int,
     weights: Tensor,
-    *,
-    apart: bool,
+    lead: tuple[int, ...],
 ) -> Tensor:
-    """What tiles (N, C, *patch) add to the sums (N, K, Z, Y, X), or (N, F, K, Z, Y, X) apart."""
-    if apart:
-        logits = torch.stack([mean_logits([net], tiles, flips) for net in nets], 1)
+    """What tiles (N, C, *patch) add to the sums (N, *lead, Z, Y, X)."""
+    if len(lead) == 1:
+        logits = mean_logits(nets, tiles, flips, together, at_least)
     else:
-        logits = mean_logits(nets, tiles, flips)
-    if tiles.ndim == 4:
-        logits = logits.unsqueeze(-3)
-    return logits.mul_(weights)
+        each = [mean_logits([net], tiles, flips, together, at_least) for net in nets]
+        logits = torch.stack(each, 1)
+    if tuple(logits.shape[1 : len(lead) + 1]) != lead:
+        found = logits.shape[len(lead)]
+        raise ValueError(f"{lead[-1]} outputs are expected, a network gave {found}")
+    return logits.view(len(tiles), *lead, *weights.shape).mul_(weights)
+
+
+def _of_air(air: Tensor | None, weights: Tensor, lead: Sequence[int]) -> Tensor:
+    """What a tile of air adds to the sums (*lead, Z, Y, X)."""
+    if air is None:
+        raise ValueError("a tile was skipped, and nothing is known to be said of it")
+    return (air.view(-1, 1, 1, 1) * weights).expand(*lead, *weights.shape)
+
+
+class _Place(NamedTuple):
+    """A tile of a volume that was enlarged to the patch: its first voxel, and if it is skipped."""
+
+    corner: tuple[int, ...]
+    air: bool
+
+
+def _every_tile(
+    sums: _Sums, patch: Sequence[int], step: float, skipped: Skipped | None
+) -> Iterator[_Place]:
+    """The tiles of a volume, those of later rows later."""
+    for corner in corners_of(sums.shape, patch, step):
+        if skipped is None:
+            yield _Place(corner, False)
+            continue
+        box = [
+            slice(max(0, c - k.start), min(k.stop, c + p) - k.start)
+            for c, p, k in zip(corner, patch, sums.kept, strict=True)
+        ]
+        yield _Place(corner, skipped.skip(box))
+
+
+def _group(places: Iterator[_Place], size: int) -> list[_Place]:
+    """The next tiles, of which up to `size` are not skipped; empty at the end."""
+    found: list[_Place] = []
+    for place in places:
+        found.append(place)
+        size -= not place.air
+        if size <= 0:
+            break
+    return found
 
 
 def _tile(image: Image, corner: Sequence[int], patch: Sequence[int]) -> Tensor:
@@ -214,13 +299,6 @@ def _tile(image: Image, corner: Sequence[int], patch: Sequence[int]) -> Tensor:
     tile = image[box]
     # a copy, for a memory map is read-only and torch warns of such arrays
     return tile if isinstance(tile, Tensor) else torch.from_numpy(np.array(tile))
-
-
-def _groups(corners: Iterable[tuple[int, ...]], size: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """The corners in tuples of `size`, the last one may be shorter."""
-    rest = iter(corners)
-    while group := tuple(islice(rest, size)):
-        yield group
 
 
 def _zeros(shape: Sequence[int], device: torch.device | str) -> Tensor:

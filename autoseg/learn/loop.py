@@ -5,7 +5,7 @@ goes on from its saved state ends with the same weights, bit for bit.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from autoseg.learn.losses import DeepLoss
 from autoseg.learn.optimisers import align
 from autoseg.learn.state import Run
 from autoseg.learn.variants import Variant
+from autoseg.timing import part
+
+Forward = Callable[[Tensor], Sequence[Tensor]]
 
 CHECK_EVERY_ON_CARD = 25
 """Reading a loss makes the processor wait for the card."""
@@ -33,13 +36,15 @@ def advance(
     variant: Variant,
     clip_norm: float | None = None,
     on_step: Callable[[Run, Tensor], bool] | None = None,
+    forward: Forward | None = None,
 ) -> Run:
     """Advance `run` from run.step to step `stop`; `batches` begins with that of run.step.
 
     `on_step` is told the run and the loss of each step, a tensor on the network's device; where it
-    returns False the loop ends after that step. It may save, validate and log. Raises
-    TrainingDiverged where the loss or the gradient is no longer a number: on a CPU before the
-    weights are touched, on a card within CHECK_EVERY_ON_CARD steps.
+    returns False the loop ends after that step. It may save, validate and log. `forward` computes
+    what run.net does, on its weights and compiled, say. Raises TrainingDiverged where the loss or
+    the gradient is no longer a number: on a CPU before the weights are touched, on a card within
+    CHECK_EVERY_ON_CARD steps.
     """
     device = next(run.net.parameters()).device
     unread: list[tuple[int, float, Tensor]] = []
@@ -47,51 +52,72 @@ def advance(
     if run.average is not None:
         variant.arrange(run.average.net)
     align(run.optimiser)
+    stream = iter(batches)
     with variant.pinned():
-        for step, (image, labels) in zip(range(run.step, stop), batches, strict=False):
-            run.net.train()
-            lr = lr_at(step)
-            for group in run.optimiser.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(step_seed(seed, step))
-            with variant.autocast(device.type):
-                logits = run.net(variant.arranged(image.to(device, non_blocking=True)))
-            value = loss(logits, labels.to(device, non_blocking=True))
-            unread.append((step, lr, _differentiate(run, value, clip_norm)))
-            if device.type == "cpu" or len(unread) == CHECK_EVERY_ON_CARD or step + 1 == stop:
-                _check(unread)
-            _update(run)
-            run.step = step + 1
+        for step in range(run.step, stop):
+            with part("step"):
+                with part("loading"):
+                    batch = next(stream, None)
+                if batch is None:
+                    break
+                lr = lr_at(step)
+                for group in run.optimiser.param_groups:
+                    group["lr"] = lr
+                torch.manual_seed(step_seed(seed, step))
+                logits = _logits_of(run, batch[0], variant, device, forward or run.net)
+                with part("loss"):
+                    value = loss(logits, batch[1].to(device, non_blocking=True))
+                unread.append((step, lr, _differentiate(run, value, clip_norm)))
+                if device.type == "cpu" or len(unread) == CHECK_EVERY_ON_CARD or step + 1 == stop:
+                    _check(unread)
+                _update(run)
+                run.step = step + 1
             if on_step is not None and not on_step(run, value.detach()):
                 break
         _check(unread)
     return run
 
 
+def _logits_of(
+    run: Run, image: Tensor, variant: Variant, device: torch.device, forward: Forward
+) -> Sequence[Tensor]:
+    """What the network says of one batch's images, going forwards."""
+    run.net.train()
+    with part("transfer"):
+        # handed on, so that a network can let go of it
+        handed = [variant.arranged(image.to(device, non_blocking=True))]
+    with part("forward"), variant.autocast(device.type):
+        return forward(handed.pop())
+
+
 def _differentiate(run: Run, value: Tensor, clip_norm: float | None) -> Tensor:
     """Fill and clip the gradients; a number that is finite where the loss and they are."""
     run.optimiser.zero_grad(set_to_none=True)
-    if run.scaler is not None:
-        run.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-        run.scaler.unscale_(run.optimiser)
-    else:
-        value.backward()  # type: ignore[no-untyped-call]
-    if clip_norm is not None:
-        norm = clip_grad_norm_(run.net.parameters(), clip_norm)
-    else:
-        norm = get_total_norm(p.grad for p in run.net.parameters() if p.grad is not None)
+    with part("backward"):
+        if run.scaler is not None:
+            run.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            run.scaler.unscale_(run.optimiser)
+        else:
+            value.backward()  # type: ignore[no-untyped-call]
+    with part("gradient norm"):
+        if clip_norm is not None:
+            norm = clip_grad_norm_(run.net.parameters(), clip_norm)
+        else:
+            norm = get_total_norm(p.grad for p in run.net.parameters() if p.grad is not None)
     # the scaler's way to find its scale is to meet infinite gradients now and then
     return value.detach() if run.scaler is not None else value.detach() + 0 * norm
 
 
 def _update(run: Run) -> None:
-    if run.scaler is not None:
-        run.scaler.step(run.optimiser)
-        run.scaler.update()
-    else:
-        run.optimiser.step()
+    with part("optimiser"):
+        if run.scaler is not None:
+            run.scaler.step(run.optimiser)
+            run.scaler.update()
+        else:
+            run.optimiser.step()
     if run.average is not None:
-        run.average.update(run.net)
+        with part("average"):
+            run.average.update(run.net)
 
 
 def _check(unread: list[tuple[int, float, Tensor]]) -> None:

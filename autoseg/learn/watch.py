@@ -18,6 +18,7 @@ from autoseg.learn.pace import Pace
 from autoseg.learn.scores import smoothed_scores
 from autoseg.learn.state import Run, save_state
 from autoseg.learn.weights import save_weights
+from autoseg.timing import part
 from autoseg.workspace import Fold
 
 DECIDE_EVERY_S = 10.0
@@ -91,7 +92,8 @@ class Watch:
 
     def validate(self, run: Run) -> None:
         self.write_losses()
-        score = self.score()
+        with part("validation"):
+            score = self.score()
         self.scores.append(score)
         append_line(
             self.fold.history,
@@ -104,7 +106,8 @@ class Watch:
             and smooth[-1] is not None
             and smooth[-1] >= max(s for s in smooth if s is not None)
         ):
-            save_weights(self.fold.best, run.speaker, {"step": run.step, "score": smooth[-1]})
+            with part("saving"):
+                save_weights(self.fold.best, run.speaker, {"step": run.step, "score": smooth[-1]})
 
     def should_stop_early(self) -> bool:
         patience = self.train.early_stop
@@ -136,7 +139,8 @@ class Watch:
 
     def save(self, run: Run) -> None:
         self.write_losses()
-        save_state(self.fold.last, run)
+        with part("saving"):
+            save_state(self.fold.last, run)
         append_line(
             self.fold.journal,
             {"event": "saved", "step": run.step, "spent_s": round(self.clock.spent(), 2)},

@@ -4,107 +4,59 @@ Folds of a configuration average their logits, configurations their probabilitie
 classes and all voxels is held, unless a conditional random field is among the steps that follow.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from autoseg.data.prepare import Prepared, prepare_volume
+from autoseg.data.prepare import Prepared
 from autoseg.data.previous import one_hot, prepare_previous
-from autoseg.documents.dataset import Case
 from autoseg.documents.labels import LabelSet
-from autoseg.documents.model import Member, ModelSpec
-from autoseg.documents.plan import Preparation
+from autoseg.documents.model import Member
+from autoseg.documents.onnx import ENDING
 from autoseg.documents.postprocessing import DenseCRF
-from autoseg.errors import AutosegError, raise_fatal
 from autoseg.image.cleaning import cleaned
-from autoseg.image.geometry import arrange
-from autoseg.image.reading import read_image, write_labels
-from autoseg.image.volume import Grid, Volume
-from autoseg.infer.meaning import certain_background, painted, probabilities
-from autoseg.infer.restore import restored, rows_at_once
+from autoseg.image.reading import write_labels
+from autoseg.image.volume import Grid
+from autoseg.infer.air import Air, Skipped
+from autoseg.infer.meaning import Slab, certain_background, painted, probabilities
+from autoseg.infer.restore import Box, classes_on, restored, rows_at_once
+from autoseg.infer.together import Speaker, Together
 from autoseg.infer.uncertainty import Score, entropy, fold_variance
 from autoseg.infer.volume import logit_slabs
 from autoseg.learn.variants import Variant, refuse_impossible
 from autoseg.learn.weights import load_weights
 from autoseg.models.members import Model
+from autoseg.models.onnx import speakers
 from autoseg.models.probabilities import ProbabilityFile
 from autoseg.models.refine import refined_by, standardised
+from autoseg.models.scans import Ready
 from autoseg.nets.build import build
+from autoseg.timing import part
 
 Classes = npt.NDArray[np.int16]
 
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan to be segmented: its name, and its image in the axes that are asked for."""
-
-    name: str
-    read: Callable[[str], Volume]
-    """Raises BadData for files that cannot be used."""
-
-    def prepared(self, preparation: Preparation) -> Prepared:
-        return prepare_volume(self.name, self.read(preparation.axes), preparation)
-
-
-def scan_of_case(case: Case) -> Scan:
-    """The scan in a case's files."""
-
-    def read(axes: str) -> Volume:
-        volume, problems = read_image(case.images, axes)
-        raise_fatal(replace(problem, case=case.id) for problem in problems)
-        return volume
-
-    return Scan(case.id, read)
-
-
-def scan_of_array(
-    image: npt.ArrayLike,
-    affine: npt.ArrayLike | None,
-    spacing_mm: Sequence[float] | None,
-    spec: ModelSpec,
-) -> Scan:
-    """The scan in an array: 3D (X, Y, Z) or (C, X, Y, Z), 2D (H, W) or (C, H, W).
-
-    `affine` goes from voxel to RAS+ mm. Raises AutosegError for another shape, for values that are
-    no numbers, or where a volume has neither affine nor spacing.
-    """
-    array = np.asarray(image)
-    wanted = (
-        f"{len(spec.channels)} channels ({', '.join(spec.channels)}) and {spec.dimensions} axes"
-    )
-    if array.ndim == spec.dimensions:
-        array = array[None]
-    if array.ndim != spec.dimensions + 1 or len(array) != len(spec.channels):
-        raise AutosegError(
-            f"an array of shape {np.shape(image)} was given; the model needs {wanted}"
-        )
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise AutosegError("the array holds values that are no numbers; replace NaN and infinity")
-    if spec.dimensions == 2:
-        array = array.transpose(0, 2, 1)[..., None]
-    if affine is None and spacing_mm is None and spec.dimensions == 3:
-        raise AutosegError("an array does not say where it lies: give its affine, or spacing_mm")
-    place = np.diag([*(spacing_mm or (1.0, 1.0)), 1.0, 1.0][:4]) if affine is None else affine
-    if np.shape(place) != (4, 4):
-        raise AutosegError(f"the affine must be 4 x 4, found {np.shape(place)}")
-    placed = affine is not None or spec.dimensions == 3
-    grid = Grid.of(array.shape[1:], place, placed=placed)
-
-    def read(axes: str) -> Volume:
-        return Volume(np.ascontiguousarray(arrange(array, grid.arrangement(axes))), axes, grid)
-
-    return Scan("array", read)
+ACTIVATIONS = 8
+"""Full feature maps of the finest level that a forward pass holds at its peak, copies included."""
 
 
 Rows = Iterator[tuple[slice, Tensor]]
+
+
+class Shown(NamedTuple):
+    """What networks are shown: a prepared image (C, Z, Y, X), and what preparing said of the scan."""
+
+    image: npt.NDArray[np.float32]
+    info: Mapping[str, Any]
+    skipped: Skipped | None = None
+    """Tiles that are known to be air."""
 
 
 class Voice:
@@ -116,57 +68,75 @@ class Voice:
         self.device = device
         layout = member.layouts.get(device.type, "channels_last")
         self.variant = Variant(member.precision, layout, None)
-        self.nets = []
-        for path in weights:
-            net = build(self.configuration.network)
-            load_weights(path, net)
-            self.nets.append(self.variant.speaking(net.to(device).eval()))
+        network = self.configuration.network
+        self.together = Together(
+            device, ACTIVATIONS * 4 * network.widths[0] * prod(self.configuration.patch_vox)
+        )
+        with part("load networks"):
+            if weights[0].suffix == ENDING:
+                self.nets = speakers(member, weights, device)
+            else:
+                self.nets = [self._speaker(path) for path in weights]
 
-    def rows(
-        self,
-        image: npt.NDArray[np.float32],
-        info: Mapping[str, Any],
-        *,
-        apart: bool = False,
-        copies: int = 1,
-    ) -> Rows:
+    def _speaker(self, path: Path) -> Speaker:
+        """The network whose weights are in a file, computed by torch."""
+        net = build(self.configuration.network)
+        load_weights(path, net)
+        return self.variant.speaking(net.to(self.device).eval())
+
+    def rows(self, shown: Shown, *, apart: bool = False, copies: int = 1) -> Rows:
         """Mean logits (K, rows, Y, X) of a prepared image (C, Z, Y, X) on the scan's own grid.
 
         In plan axes, a few rows of axis 0 after another; with `apart` (F, K, rows, Y, X), each
         network's own. Voices that are asked for as many `copies` give the same rows at a time.
         """
-        c = self.configuration
-        labels = c.preparation.labels
-        slabs = logit_slabs(
-            self.nets, image, c.patch_vox, labels.outputs, c.predict, c.augmentation.mirror_axes,
-            self.device, c.network.divisor, apart=apart,
-        )  # fmt: skip
+        size = rows_at_once(self.labels.outputs * copies, shown.info["arranged_shape"])
         return restored(
-            slabs,
-            image.shape[1:],
-            [(int(a), int(b)) for a, b in info["box"]],
-            info["arranged_shape"],
-            info["target_mm"],
-            info["spacing_mm"],
-            rows=rows_at_once(labels.outputs * copies, info["arranged_shape"]),
-            outside=certain_background(labels),
+            self._slabs(shown, apart=apart),
+            *self._grids(shown),
+            rows=size,
+            outside=certain_background(self.labels),
+            separate_z_above=self.configuration.preparation.separate_z_above,
         )
 
-    def classes(self, image: npt.NDArray[np.float32], info: Mapping[str, Any]) -> Classes:
+    def classes(self, shown: Shown) -> Classes:
         """What it alone says of a prepared image: class indices on the scan's own grid."""
-        return joined(self.rows(image, info), info["arranged_shape"], self.labels)
+        with part("restore and paint"):
+            return classes_on(
+                self._slabs(shown),
+                *self._grids(shown),
+                labels=self.labels,
+                separate_z_above=self.configuration.preparation.separate_z_above,
+            )
+
+    def _slabs(self, shown: Shown, *, apart: bool = False) -> Iterator[Slab]:
+        """Mean logits of the prepared image, finished rows one after another."""
+        c = self.configuration
+        return logit_slabs(
+            self.nets, shown.image, c.patch_vox, self.labels.outputs, c.predict,
+            c.augmentation.mirror_axes, self.device, c.network.divisor, apart=apart,
+            together=self.together, skipped=shown.skipped,
+        )  # fmt: skip
+
+    def _grids(
+        self, shown: Shown
+    ) -> tuple[Sequence[int], Box, Sequence[int], Sequence[float], Sequence[float]]:
+        """The prepared grid and the scan's own, as `infer.restore` wants them."""
+        info = shown.info
+        box = [(int(a), int(b)) for a, b in info["box"]]
+        spacings = info["target_mm"], info["spacing_mm"]
+        return shown.image.shape[1:], box, info["arranged_shape"], *spacings
+
+    def skipping(
+        self, air: Air, image: npt.NDArray[np.float32], info: Mapping[str, Any]
+    ) -> Skipped:
+        """The tiles of a prepared image that need not be looked at."""
+        channels = len(self.configuration.preparation.channels)
+        return Skipped(air, image, info, channels, certain_background(self.labels))
 
     @property
     def labels(self) -> LabelSet:
         return self.configuration.preparation.labels
-
-
-def joined(rows: Rows, shape: Sequence[int], labels: LabelSet) -> Classes:
-    """Class indices (*shape) painted from logits that come a few rows after another."""
-    found = np.zeros(tuple(shape), np.int16)
-    for at, logits in rows:
-        found[at] = painted(logits, labels, of="logits").numpy()
-    return found
 
 
 class Uncertainty:
@@ -203,7 +173,12 @@ class Extras:
     probabilities: Path | None = None
     uncertain: bool = False
     uncertainty: Uncertainty | None = field(default=None, init=False)
-    """Filled in while a scan is segmented."""
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+    """Filled in while a scan is segmented; the latter has tiles where air was looked for."""
+
+    @property
+    def wanted(self) -> bool:
+        return self.uncertain or self.probabilities is not None
 
 
 class Segmenter:
@@ -218,67 +193,77 @@ class Segmenter:
             for member in spec.every_member()
         }
 
-    def prepared(self, scan: Scan) -> Prepared:
-        """The scan as the first member is shown it. Raises BadData if it cannot be used."""
-        return scan.prepared(self.model.spec.members[0].configuration.preparation)
-
-    def classes(self, scan: Scan, first: Prepared, extras: Extras | None = None) -> Classes:
+    def classes(self, ready: Ready, extras: Extras | None = None) -> Classes:
         """Class indices of a scan on its own grid in plan axes, cleaned as the model says.
 
-        `first` is what `prepared` gave.
+        Tiles of air are skipped where that was looked for.
         """
         extras = extras or Extras()
-        spec = self.model.spec
-        ready = {spec.members[0].configuration.preparation.key: first}
+        spec, first = self.model.spec, ready.first
         with ExitStack() as pinned:
             for voice in self.voices.values():
                 pinned.enter_context(voice.variant.pinned())
-            rows = [self._rows(scan, member, ready, extras.uncertain) for member in spec.members]
             fields = [step for step in spec.postprocessing if isinstance(step, DenseCRF)]
-            if len(rows) == 1 and not fields and extras == Extras():
-                found = joined(rows[0], first.info["arranged_shape"], self.labels)
+            if len(spec.members) == 1 and not fields and not extras.wanted:
+                found = self._alone(ready, spec.members[0], extras)
             else:
-                found = self._weighed(rows, first, scan, fields, extras)
+                found = self._weighed(ready, fields, extras)
         steps = [step for step in spec.postprocessing if not isinstance(step, DenseCRF)]
-        return cleaned(found, first.info["spacing_mm"], steps, self.labels)
+        with part("postprocess"):
+            return cleaned(found, first.info["spacing_mm"], steps, self.labels)
 
-    def _rows(self, scan: Scan, member: Member, ready: dict[str, Prepared], apart: bool) -> Rows:
-        """A member's logits; a cascade first asks the stage that it refines."""
-        made = self._ready(scan, member, ready)
+    def _alone(self, ready: Ready, member: Member, extras: Extras) -> Classes:
+        """What one member says by itself."""
+        return self.voices[member.title].classes(self._shown(ready, member, extras))
+
+    def _rows(self, ready: Ready, member: Member, extras: Extras) -> Rows:
+        """A member's logits; with uncertainty each network's own."""
+        folds = max(len(one.weights) for one in self.model.spec.members)
+        return self.voices[member.title].rows(
+            self._shown(ready, member, extras),
+            apart=extras.uncertain,
+            copies=folds if extras.uncertain else 1,
+        )
+
+    def _shown(self, ready: Ready, member: Member, extras: Extras) -> Shown:
+        """What a member is shown; a cascade first asks the stage that it refines."""
+        made = ready.of(member)
         image = made.image
         before = member.configuration.previous
         if before is not None:
-            stage = self.model.spec.stage(before.configuration)
-            earlier = self._ready(scan, stage, ready)
-            said = self.voices[stage.title].classes(earlier.image, earlier.info)
-            preparation = member.configuration.preparation
-            shown = prepare_previous(said, made.info, preparation)
+            said = self._alone(ready, self.model.spec.stage(before.configuration), extras)
+            shown = prepare_previous(said, made.info, member.configuration.preparation)
             image = np.concatenate([image, one_hot(shown, self.labels.count)])
-        folds = max(len(one.weights) for one in self.model.spec.members) if apart else 1
-        return self.voices[member.title].rows(image, made.info, apart=apart, copies=folds)
+        return Shown(image, made.info, self._skipped(ready, member, image, extras))
 
-    def _ready(self, scan: Scan, member: Member, ready: dict[str, Prepared]) -> Prepared:
-        preparation = member.configuration.preparation
-        if preparation.key not in ready:
-            ready[preparation.key] = scan.prepared(preparation)
-        return ready[preparation.key]
+    def _skipped(
+        self, ready: Ready, member: Member, image: npt.NDArray[np.float32], extras: Extras
+    ) -> Skipped | None:
+        """The tiles that a member need not look at; None where air was not looked for."""
+        air = ready.air.get(member.configuration.preparation.axes)
+        if air is None:
+            return None
+        made = self.voices[member.title].skipping(air, image, ready.of(member).info)
+        extras.skipped.append(made)
+        return made
 
     def _weighed(
         self,
-        rows: Sequence[Rows],
-        first: Prepared,
-        scan: Scan,
+        ready: Ready,
         fields: Sequence[DenseCRF],
         extras: Extras,
     ) -> Classes:
         """Class indices from the mean of the members' probabilities; extras are kept on the way."""
+        first = ready.first
         found = np.zeros(tuple(first.info["arranged_shape"]), np.int16)
+        rows = [self._rows(ready, member, extras) for member in self.model.spec.members]
         chunks = self._means(rows, first, extras)
         if fields:
-            image = standardised(scan.read(first.info["axes"]).array)
+            image = standardised(ready.scan.read(first.info["axes"])[0].array)
             chunks = refined_by(fields, chunks, image, first.info["spacing_mm"], self.labels)
-        for at, mean in chunks:
-            found[at] = painted(mean, self.labels, of="probabilities").numpy()
+        with part("restore and paint"):
+            for at, mean in chunks:
+                found[at] = painted(mean, self.labels, of="probabilities").numpy()
         return found
 
     def _means(self, rows: Sequence[Rows], first: Prepared, extras: Extras) -> Rows:
@@ -317,4 +302,5 @@ class Segmenter:
 def write_classes(path: Path, classes: Classes, labels: LabelSet, axes: str, grid: Grid) -> None:
     """Write class indices in plan axes as label values on the file's grid."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_labels(path, labels.to_values(classes), axes, grid)
+    with part("write"):
+        write_labels(path, labels.to_values(classes), axes, grid)

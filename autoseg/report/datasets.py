@@ -1,10 +1,12 @@
 """The public datasets that autoseg knows, as a person reads them: all in a list, or one in full."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from autoseg.documents.conversion import Converted
 from autoseg.documents.spec import Archive, DatasetSpec, Files, ReferenceScore, SourceLayout
+from autoseg.errors import grouped
 from autoseg.report.text import aligned
 
 UNKNOWN = "unknown"
@@ -48,6 +50,49 @@ class ShownDataset:
         for title, texts in _sections(spec):
             for n, text in enumerate(texts):
                 yield from _wrapped("" if n else title, text)
+
+
+@dataclass(frozen=True)
+class ConvertedDataset:
+    """A dataset that was made of the data of others.
+
+    `patterns` says how many files each pattern of a specification took, `expected` how many cases
+    (to train, to test) the specification counts.
+    """
+
+    converted: Converted
+    patterns: Mapping[str, int] | None = None
+    expected: tuple[int, int | None] | None = None
+
+    def lines(self) -> Iterator[str]:
+        """What was made, what was odd about it, and what to do next."""
+        made = self.converted
+        yield (
+            f"{made.folder.name}: {made.labelled} cases to train, {made.test} to test, in "
+            f"{made.folder}" + (f"; {made.made} made now" if made.made else "; nothing to do")
+        )
+        yield f"channels {', '.join(made.channels)}; labels " + ", ".join(
+            f"{name} {value}" for name, value in made.labels.items()
+        )
+        for pattern, count in (self.patterns or {}).items():
+            yield f"  {count} files match {pattern}"
+        yield from self._missing()
+        if made.problems:
+            yield grouped(made.problems)
+        yield f"next: `autoseg check -d {int(made.folder.name[7:].split('_')[0])}`"
+
+    def _missing(self) -> Iterator[str]:
+        """Where the counts are not those of the specification."""
+        if self.expected is None:
+            return
+        train, test = self.expected
+        made = self.converted
+        if made.labelled != train or (test is not None and made.test != test):
+            told = "unknown" if test is None else str(test)
+            yield (
+                f"the specification counts {train} cases to train and {told} to test: something is "
+                "missing, or the source has changed"
+            )
 
 
 def row(spec: DatasetSpec) -> tuple[str, ...]:

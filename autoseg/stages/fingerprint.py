@@ -42,10 +42,10 @@ from autoseg.image.checks import (
     check_pair,
 )
 from autoseg.image.components import component_sizes_vox
-from autoseg.image.geometry import nonzero_box
+from autoseg.image.geometry import nonzero_limits
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.image.volume import Volume
-from autoseg.pool import over_units
+from autoseg.pool import keep_freed_memory, over_units
 from autoseg.workspace import DatasetPlaces
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def measure_case(case: Case, dataset: Dataset) -> tuple[CaseMeasure | None, list
 def _measures(
     case: str, image: Volume, classes: npt.NDArray[np.int16], structures: int
 ) -> CaseMeasure:
-    box, _ = nonzero_box(image.array)
+    box = nonzero_limits(image.array)
     grid = image.grid
     cropped = tuple(stop - start for start, stop in box_limits(box, grid.shape))
     foreground = classes > 0
@@ -161,14 +161,27 @@ def _channel(values: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_])
     low, high = float(values.min()), float(values.max())
     if inside.size == 0:
         return ChannelMeasure(mean=None, std=None, quantiles=(), low=low, high=high)
-    steps = np.linspace(0, 1, QUANTILES)
     return ChannelMeasure(
         mean=float(inside.mean(dtype=np.float64)),
         std=float(inside.std(dtype=np.float64)),
-        quantiles=tuple(float(f"{q:.7g}") for q in np.quantile(inside, steps)),
+        quantiles=tuple(float(f"{q:.7g}") for q in evenly_spaced_quantiles(inside)),
         low=low,
         high=high,
     )
+
+
+def evenly_spaced_quantiles(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """QUANTILES quantiles from the least to the largest of some values, as np.quantile gives them.
+
+    Sorting once takes a tenth of the time in which np.quantile searches for two thousand ranks.
+    """
+    ordered = np.sort(values, axis=None)
+    ranks = np.linspace(0, 1, QUANTILES) * (ordered.size - 1)
+    below = np.floor(ranks).astype(np.intp)
+    share = ranks - below
+    low, high = ordered[below], ordered[np.minimum(below + 1, ordered.size - 1)]
+    gap = high - low
+    return np.where(share < 0.5, low + gap * share, high - gap * (1 - share))
 
 
 def _label(mask: npt.NDArray[np.bool_], voxel_mm3: float) -> LabelMeasure:
@@ -187,6 +200,7 @@ def _label(mask: npt.NDArray[np.bool_], voxel_mm3: float) -> LabelMeasure:
 
 def _work(case: Case, dataset: Dataset, measured: Path, verify: bool) -> tuple[MeasuredCase, bool]:
     """Bring one case's file up to date; whether it had to be measured again."""
+    keep_freed_memory()
     path = measured / f"{case.id}.json"
     old = read_measured(path)
     new = MeasuredCase(

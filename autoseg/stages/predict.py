@@ -6,20 +6,20 @@ scans that no other is at. `predict_validation` segments the held-out cases of a
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from autoseg.data.prepare import Prepared
+from autoseg.data.prepare import bytes_needed
 from autoseg.data.previous import one_hot
 from autoseg.data.store import StoredCase, StoredCases
 from autoseg.documents.dataset import Case, suffix_of
-from autoseg.documents.model import ModelSpec
 from autoseg.documents.run import RunSpec
 from autoseg.errors import AutosegError, BadData, Busy, Problem
 from autoseg.files import (
@@ -32,31 +32,32 @@ from autoseg.files import (
     sweep,
     write_json,
 )
-from autoseg.image.reading import ending_for, read_header, write_image
+from autoseg.image.reading import ending_for, write_image
 from autoseg.image.volume import Grid
 from autoseg.infer.meaning import painted, probabilities
 from autoseg.models.members import Model, member_of
+from autoseg.models.overlap import overlapped
 from autoseg.models.probabilities import ProbabilityFile, described_by
+from autoseg.models.scans import Ready, foreign, made_ready, scan_of_case
 from autoseg.models.segment import (
     Classes,
     Extras,
     Segmenter,
+    Shown,
     Uncertainty,
     Voice,
-    joined,
-    scan_of_case,
     write_classes,
 )
+from autoseg.pool import free_bytes
 from autoseg.stage import Stamp, read_stamp, standing
+from autoseg.timing import part
 from autoseg.workspace import DatasetPlaces, Fold
 
 log = logging.getLogger(__name__)
 
 VERSION = 2
-SPACING_FACTOR = 1.5
-"""A spacing further than this factor outside the training range is told."""
-RANGE_SHARE = 0.5
-"""So is an intensity range that lies outside the training range by more than half its width."""
+READ_AHEAD_SHARE = 0.4
+"""A scan that needs more of the free memory is read when the one before is done."""
 
 
 # ---- the held-out cases of a fold
@@ -119,87 +120,15 @@ def _held_out(voice: Voice, stored: StoredCase, keep_at: Path | None) -> Classes
     if stored.previous is not None:
         image = np.concatenate([image, one_hot(stored.previous, labels.count)])
     with voice.variant.pinned():
-        rows = voice.rows(image, stored.info)
+        shown = Shown(image, stored.info)
         if keep_at is None:
-            return joined(rows, shape, labels)
+            return voice.classes(shown)
         found = np.zeros(shape, np.int16)
         with ProbabilityFile.writing(keep_at, shape, stored.info, labels) as file:
-            for part, logits in rows:
-                found[part] = painted(logits, labels, of="logits").numpy()
-                file.write(part, probabilities(logits, regional=bool(labels.regions)).numpy())
+            for at, logits in voice.rows(shown):
+                found[at] = painted(logits, labels, of="logits").numpy()
+                file.write(at, probabilities(logits, regional=bool(labels.regions)).numpy())
     return found
-
-
-# ---- what a scan must be like
-
-
-def foreign(case: str, spec: ModelSpec, scan: Prepared) -> list[Problem]:
-    """How a scan differs from the training set in spacing and intensity range; warnings."""
-    problems = []
-    if spec.dimensions == 3:
-        for mm, (low, high) in zip(scan.info["spacing_mm"], spec.spacing_ranges_mm, strict=True):
-            if not low / SPACING_FACTOR <= mm <= high * SPACING_FACTOR:
-                problems.append(
-                    Problem(
-                        case,
-                        "the spacing is outside the training range",
-                        f"{mm:.3g} mm, the training cases had {low:.3g} to {high:.3g} mm",
-                        "check the header; the result may be poor",
-                        fatal=False,
-                    )
-                )
-    ranges = zip(spec.intensity_ranges, scan.info["intensity_ranges"], strict=True)
-    for index, (known, (low, high)) in enumerate(ranges):
-        if known is None:
-            continue
-        width = max(known[1] - known[0], 1e-6)
-        if low < known[0] - RANGE_SHARE * width or high > known[1] + RANGE_SHARE * width:
-            problems.append(
-                Problem(
-                    case,
-                    "the intensities are outside the training range",
-                    f"{spec.channels[index]} runs from {low:.5g} to {high:.5g}, in training from "
-                    f"{known[0]:.5g} to {known[1]:.5g}",
-                    "check the modality and the units; the result may be poor",
-                    fatal=False,
-                )
-            )
-    return problems
-
-
-def check_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[Problem]:
-    """What headers alone tell: channels and dimensions that the model cannot take."""
-    problems = []
-    for case in cases:
-        try:
-            headers = [read_header(path) for path in case.images]
-        except AutosegError as error:
-            problems.append(
-                Problem(case.id, "an image cannot be read", str(error), "replace the file")
-            )
-            continue
-        channels = sum(header.channels for header in headers)
-        if channels != len(spec.channels):
-            problems.append(
-                Problem(
-                    case.id,
-                    "an image has the wrong number of channels",
-                    f"{channels} found, the model needs {len(spec.channels)}: "
-                    + ", ".join(spec.channels),
-                    f"give one file for each channel, {case.id}_0000 to "
-                    f"{case.id}_{len(spec.channels) - 1:04d}",
-                )
-            )
-        elif headers[0].grid.dimensions != spec.dimensions:
-            problems.append(
-                Problem(
-                    case.id,
-                    "an image has the wrong number of dimensions",
-                    f"it is {headers[0].grid.dimensions}D, the model is for {spec.dimensions}D",
-                    "choose a model that was trained on such images",
-                )
-            )
-    return problems
 
 
 # ---- a folder of scans
@@ -224,6 +153,9 @@ class Predicted:
     """Cases that another process is at."""
     uncertainty: dict[str, float] = field(default_factory=dict)
     """Case id -> its score, 0 (certain) to 1."""
+    tiles: int = 0
+    """How many there were, where air was to be skipped; `air_tiles` of them were."""
+    air_tiles: int = 0
     warnings: list[Problem] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
 
@@ -233,6 +165,8 @@ class Predicted:
         yield f"{len(self.written)} label maps written{done}"
         if self.elsewhere:
             yield f"{len(self.elsewhere)} are being made by another process"
+        if self.tiles:
+            yield f"{self.air_tiles} of {self.tiles} tiles held only air and were skipped"
         if self.uncertainty:
             yield "least certain: " + ", ".join(
                 f"{case} {score:.3f}"
@@ -243,11 +177,13 @@ class Predicted:
 def merged(parts: Sequence[Predicted], cases: Sequence[Case]) -> Predicted:
     """What came of a prediction whose cases several processes shared."""
     whole = Predicted()
-    for part in parts:
-        whole.written += part.written
-        whole.uncertainty |= part.uncertainty
-        whole.warnings += [w for w in part.warnings if w not in whole.warnings]
-        whole.failed += [f for f in part.failed if f not in whole.failed]
+    for share in parts:
+        whole.written += share.written
+        whole.uncertainty |= share.uncertainty
+        whole.tiles += share.tiles
+        whole.air_tiles += share.air_tiles
+        whole.warnings += [w for w in share.warnings if w not in whole.warnings]
+        whole.failed += [f for f in share.failed if f not in whole.failed]
     failed = {problem.case for problem in whole.failed}
     whole.skipped = len(cases) - len(whole.written) - len(failed)
     return whole
@@ -261,27 +197,84 @@ def predict(
     device: torch.device,
     keep: Keep | None = None,
     strict: bool = False,
+    skip_air: bool = False,
 ) -> Predicted:
     """Segment the scans into `output`; a scan that fails does not end the others.
 
-    With `strict` a scan unlike the training set fails too. Raises AutosegError if the folder cannot
-    be written to.
+    While one is computed the next is read and the one before is written. With `strict` a scan unlike
+    the training set fails too; with `skip_air` no network looks at tiles that hold but air. Raises
+    AutosegError if the folder cannot be written to.
     """
-    keep = keep or Keep()
     with explaining(output, "write to"):
         output.mkdir(parents=True, exist_ok=True)
     sweep(output)
+    work = _Work(model, output, device, keep or Keep(), strict, skip_air)
     done = Predicted()
-    work = _Work(model, output, device, keep, strict, done)
-    for case in tqdm(cases, "predict", unit="case", disable=None):
-        try:
-            with Lock(output / ".autoseg" / f"{case.id}.lock", f"case {case.id}"):
-                work.case(case)
-        except Busy:
-            done.elsewhere.append(case.id)
-    if keep.uncertainty:
+    bar = tqdm(total=len(cases), desc="predict", unit="case", disable=None)
+    with (
+        bar,
+        closing(
+            overlapped(
+                cases, work.opened, work.computed, work.written, drop=_Job.end, fits=work.fits
+            )
+        ) as jobs,
+    ):
+        for job in jobs:
+            job.tell(done)
+            bar.update()
+    if work.keep.uncertainty:
         _write_scores(output / "uncertainty")
     return done
+
+
+@dataclass
+class _Job:
+    """One scan on its way, from when it is locked until it is written."""
+
+    case: Case
+    path: Path
+    """Of the label map."""
+    lock: ExitStack
+    state: Literal["busy", "there", "failed", "read", "computed", "written"] = "failed"
+    stamp: Stamp | None = None
+    ready: Ready | None = None
+    classes: Classes | None = None
+    extras: Extras = field(default_factory=Extras)
+    score: float | None = None
+    warnings: list[Problem] = field(default_factory=list)
+    failed: list[Problem] = field(default_factory=list)
+
+    def end(self) -> None:
+        """Let others at the scan, and what was made of it go."""
+        self.lock.close()
+        self.ready, self.classes = None, None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Faults of a case are kept for the end, and do not end the others."""
+        try:
+            yield
+        except BadData as error:
+            self.state = "failed"
+            self.failed += error.problems
+        except AutosegError as error:
+            self.state = "failed"
+            fault, fix = "a case could not be segmented", "mend or remove it"
+            self.failed.append(Problem(self.case.id, fault, str(error), fix))
+
+    def tell(self, done: Predicted) -> None:
+        """Add what came of it."""
+        done.warnings += self.warnings
+        done.failed += self.failed
+        done.skipped += self.state == "there"
+        done.tiles += sum(one.tiles for one in self.extras.skipped)
+        done.air_tiles += sum(one.skipped for one in self.extras.skipped)
+        if self.state == "busy":
+            done.elsewhere.append(self.case.id)
+        if self.state == "written":
+            done.written.append(self.path)
+        if self.score is not None and self.state in ("there", "written"):
+            done.uncertainty[self.case.id] = self.score
 
 
 @dataclass
@@ -293,63 +286,92 @@ class _Work:
     device: torch.device
     keep: Keep
     strict: bool
-    done: Predicted
+    skip_air: bool
     segmenter: Segmenter | None = None
 
-    def case(self, case: Case) -> None:
-        """Segment one scan, unless that was done.
+    def fits(self, case: Case) -> bool:
+        """Whether a scan can be read while another one is computed."""
+        members = self.model.spec.every_member()
+        needed = sum(bytes_needed(case, m.configuration.preparation) for m in members)
+        return needed < READ_AHEAD_SHARE * free_bytes()
+
+    def opened(self, case: Case) -> _Job:
+        """A scan locked, read and prepared, unless that was done; what is wrong is noted."""
+        path = self.output / f"{case.id}{ending_for(suffix_of(case.images[0].name))}"
+        job = _Job(case, path, ExitStack())
+        try:
+            job.lock.enter_context(Lock(self._kept(case, "lock"), f"case {case.id}"))
+        except Busy:
+            job.state = "busy"
+            return job
+        try:
+            with job.noted():
+                self._open(job)
+        finally:
+            if job.state != "read":
+                job.end()
+        return job
+
+    def _open(self, job: _Job) -> None:
+        case = job.case
+        with part("hash"):
+            files = {p.name: sha256_file(p) for p in case.images}
+        # without options as it always was, so that what is done stays so
+        options = {"skip_air": True} if self.skip_air else {}
+        job.stamp = Stamp("predict", VERSION, {"model": self.model.spec.digest, **files}, options)
+        current = standing(self._kept(case), job.stamp).state == "current"
+        if current and self._complete(job):
+            job.state = "there"
+            return
+        job.ready = made_ready(scan_of_case(case), self.model.spec, air=self.skip_air)
+        unlike = foreign(case.id, self.model.spec, job.ready.first)
+        job.warnings += [*job.ready.odd, *unlike]
+        if self.strict and unlike:
+            job.failed += unlike
+            return
+        job.state = "read"
+
+    def computed(self, job: _Job) -> _Job:
+        """The class indices of a scan that was read.
 
         What is wrong with the scan is noted; what is wrong with the model ends everything.
         """
-        path = self.output / f"{case.id}{ending_for(suffix_of(case.images[0].name))}"
-        kept = self.output / ".autoseg" / f"{case.id}.json"
-        stamp: Stamp | None = None
-        with self._noted(case):
-            files = {p.name: sha256_file(p) for p in case.images}
-            stamp = Stamp("predict", VERSION, {"model": self.model.spec.digest, **files})
-            if self._complete(case.id, path) and standing(kept, stamp).state == "current":
-                self.done.skipped += 1
-                return
-        if stamp is None:
-            return
-        if self.segmenter is None:
-            self.segmenter = Segmenter(self.model, self.device)
-        with self._noted(case):
-            if self._segment(self.segmenter, case, path):
-                stamp.write(kept)
-                self.done.written.append(path)
-
-    @contextmanager
-    def _noted(self, case: Case) -> Iterator[None]:
-        """Faults of a case are kept for the end, and do not end the others."""
+        if job.state != "read" or job.ready is None:
+            return job
         try:
-            yield
-        except BadData as error:
-            self.done.failed += error.problems
-        except AutosegError as error:
-            self.done.failed.append(
-                Problem(case.id, "a case could not be segmented", str(error), "mend or remove it")
-            )
+            if self.segmenter is None:
+                self.segmenter = Segmenter(self.model, self.device)
+            if self.keep.probabilities:
+                job.extras.probabilities = self._probabilities(job.case.id)
+            job.extras.uncertain = self.keep.uncertainty
+            with job.noted(), part("segment"):
+                job.classes = self.segmenter.classes(job.ready, job.extras)
+                job.state = "computed"
+        finally:
+            if job.state != "computed":
+                job.end()
+        return job
 
-    def _segment(self, segmenter: Segmenter, case: Case, path: Path) -> bool:
-        """Write the label map and what else is kept; False for a scan that is too unlike."""
-        scan = scan_of_case(case)
-        made = segmenter.prepared(scan)
-        odd = foreign(case.id, self.model.spec, made)
-        self.done.warnings += odd
-        if self.strict and odd:
-            self.done.failed += odd
-            return False
-        extras = Extras(
-            self._probabilities(case.id) if self.keep.probabilities else None,
-            self.keep.uncertainty,
-        )
-        classes = segmenter.classes(scan, made, extras)
-        axes, grid = made.info["axes"], Grid.from_dict(dict(made.info["grid"]))
-        if extras.uncertainty is not None:
-            self._write_uncertainty(case.id, extras.uncertainty, axes, grid)
-        write_classes(path, classes, self.model.spec.labels, axes, grid)
-        return True
+    def written(self, job: _Job) -> _Job:
+        """Write the label map and what else is kept, the stamp last."""
+        if job.state != "computed" or job.ready is None or job.classes is None:
+            return job
+        info = job.ready.first.info
+        axes, grid = info["axes"], Grid.from_dict(dict(info["grid"]))
+        try:
+            with job.noted():
+                if job.extras.uncertainty is not None:
+                    self._write_uncertainty(job, job.extras.uncertainty, axes, grid)
+                write_classes(job.path, job.classes, self.model.spec.labels, axes, grid)
+                if job.stamp is not None:
+                    job.stamp.write(self._kept(job.case))
+                job.state = "written"
+        finally:
+            job.end()
+        return job
+
+    def _kept(self, case: Case, kind: str = "json") -> Path:
+        return self.output / ".autoseg" / f"{case.id}.{kind}"
 
     def _probabilities(self, case: str) -> Path:
         return self.output / "probabilities" / f"{case}.npy"
@@ -357,22 +379,24 @@ class _Work:
     def _score(self, case: str) -> Path:
         return self.output / "uncertainty" / f"{case}.json"
 
-    def _complete(self, case: str, path: Path) -> bool:
+    def _complete(self, job: _Job) -> bool:
         """Whether all that is to be kept is there; a score that is there is told."""
+        case = job.case.id
         if self.keep.probabilities and not described_by(self._probabilities(case)).exists():
             return False
         if self.keep.uncertainty:
             if not self._score(case).exists():
                 return False
-            self.done.uncertainty[case] = float(read_json(self._score(case))["score"])
-        return path.exists()
+            job.score = float(read_json(self._score(case))["score"])
+        return job.path.exists()
 
-    def _write_uncertainty(self, case: str, found: Uncertainty, axes: str, grid: Grid) -> None:
+    def _write_uncertainty(self, job: _Job, found: Uncertainty, axes: str, grid: Grid) -> None:
+        case = job.case.id
         folder = self.output / "uncertainty"
         folder.mkdir(parents=True, exist_ok=True)
         for name, image in found.maps().items():
             _write_map(folder / f"{case}_{name}.nii.gz", image, axes, grid)
-        self.done.uncertainty[case] = found.score
+        job.score = found.score
         write_json(self._score(case), {"case": case, "score": found.score}, durable=False)
 
 

@@ -6,7 +6,6 @@ in the journal before it is used, and is read from there when the run goes on.
 """
 
 import logging
-import platform
 import shutil
 import signal
 import threading
@@ -28,23 +27,26 @@ from autoseg.infer.volume import patches_to_predict
 from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, loss_of
+from autoseg.learn.manner import Manner
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
+from autoseg.learn.remembered import Memory, kind_of_step, memory_folder
 from autoseg.learn.scores import volume_dice
 from autoseg.learn.state import Average, Run, decay_over, load_state
+from autoseg.learn.step import choose_forward, choose_variant, warn_if_elsewhere
+from autoseg.learn.trace import StepsProfile
 from autoseg.learn.trial import seconds_per_step, trial_step
-from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
+from autoseg.learn.variants import Variant
 from autoseg.learn.watch import Clock, Watch
 from autoseg.learn.weights import save_weights
 from autoseg.nets.build import build
 from autoseg.pool import cores, free_bytes
 from autoseg.stage import Stamp, differences, read_stamp
+from autoseg.timing import part
 from autoseg.workspace import DatasetPlaces, Fold
 
 log = logging.getLogger(__name__)
 
-VARIANT_S, VARIANT_SHARE = 15.0, 0.03
-"""At most so long, and at most this share of the time given (but 4 s), goes to choosing one."""
 LOADING = 1.1
 """A step with its batch against one on numbers that are there already, before it was measured."""
 RAM_PART = 4
@@ -153,35 +155,8 @@ def open_run(spec: RunSpec, fold: Fold, device: torch.device, variant: Variant) 
     if fold.last.exists():
         load_state(fold.last, run)
         log.info("going on from step %d", run.step)
-    _warn_if_elsewhere(fold, device)
+    warn_if_elsewhere(fold, device)
     return run
-
-
-def choose_variant(
-    spec: RunSpec, fold: Fold, device: torch.device, time_s: float | None
-) -> Variant:
-    """The step's variant: from the journal, else the fastest measured now, written to the journal."""
-    train = spec.configuration.train
-    for entry in lines(fold.journal):
-        if entry["event"] == "variant":
-            return Variant(entry["precision"], entry["layout"], entry["threads"])
-    choices = candidates(device.type, train.precision, train.layout, train.threads)
-    timings = [Timing(choices[0], None, "the only candidate")]
-    variant = choices[0]
-    if len(choices) > 1:
-        limit = VARIANT_S if time_s is None else min(VARIANT_S, max(4.0, VARIANT_SHARE * time_s))
-        timings = measure(lambda v: _trial(spec, device, v), choices, limit)
-        variant = fastest(timings)
-    append_line(
-        fold.journal,
-        {"event": "variant", "precision": variant.precision, "layout": variant.layout,
-         "threads": variant.threads, "device": str(device), "torch": torch.__version__,
-         "machine": platform.processor() or platform.machine(),
-         "timings_s": [[t.variant.precision, t.variant.layout, t.variant.threads,
-                        None if t.seconds is None else round(t.seconds, 4), t.why]
-                       for t in timings]},
-    )  # fmt: skip
-    return variant
 
 
 def _trial(spec: RunSpec, device: torch.device, variant: Variant) -> Callable[[], object]:
@@ -241,6 +216,7 @@ def train(
     time_s: float | None = None,
     began: float | None = None,
     redo: bool = False,
+    manner: Manner | None = None,
 ) -> bool:
     """Train the fold to its end; False if it was trained already.
 
@@ -250,10 +226,14 @@ def train(
     began = time.monotonic() if began is None else began
     name = f"fold {spec.fold} of {spec.dataset} {spec.configuration_name}"
     with Lock(fold.lock, name):
+        manner = manner or Manner()
         if not begin(fold, spec, stamp, redo=redo):
+            if manner.profile:
+                log.warning("%s is trained already, there are no steps to profile", name)
             return False
         with signals_noted() as stopped, memory_watched(name, spec):
-            _train(places, fold, spec, pick_device(device), workers, time_s, began, stopped)
+            _train(places, fold, spec, pick_device(device), workers, time_s, began, stopped,
+                   manner)  # fmt: skip
         stamp.write(fold.stamp)
     return True
 
@@ -267,6 +247,7 @@ def _train(
     time_s: float | None,
     began: float,
     stopped: threading.Event,
+    manner: Manner,
 ) -> None:
     configuration = spec.configuration
     recipe, labels = configuration.train, configuration.preparation.labels
@@ -277,8 +258,15 @@ def _train(
         earlier = places.previous(spec.plan, spec.configuration_name, spec.run)
     seen = StoredCases(prepared, spec.train_cases, held, previous=earlier)
     held_out = StoredCases(prepared, spec.validation_cases, previous=earlier)
-    variant = choose_variant(spec, fold, device, time_s)
-    run = open_run(spec, fold, device, variant)
+    kept_in = memory_folder(places.results.parent)
+    memory = Memory(kept_in, kind_of_step(configuration, device))
+    with part("choosing the variant"):
+        variant = choose_variant(
+            fold, configuration, device, memory, lambda v: _trial(spec, device, v), time_s,
+            again=manner.measure_again,
+        )  # fmt: skip
+    with part("opening the run"):
+        run = open_run(spec, fold, device, variant)
     pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
     clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
     scores = [e.get("dice") for e in keep_until(fold.history, run.step) if "dice" in e]
@@ -287,8 +275,15 @@ def _train(
         _set_deadline(spec, fold, run, variant, device, clock, pace)
     if run.average is not None:
         run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
+
+    def left_s() -> float:
+        steps = (pace.total - run.step) * _seconds(spec, device, variant, memory)
+        return steps if clock.total_s is None else min(steps, clock.left())
+
+    forward = choose_forward(fold, configuration, run, variant, memory, manner.compile, left_s)
     shown = BatchSpec.of(configuration)
-    pairs = list(validation_batches(held_out, shown, recipe.validation_batches))
+    with part("held-out batches"):
+        pairs = list(validation_batches(held_out, shown, recipe.validation_batches))
 
     def score() -> float | None:
         return volume_dice(variant, run.speaker, pairs, labels, device)
@@ -299,6 +294,7 @@ def _train(
     )
     watch = Watch(fold, recipe, clock, pace, score, bar, stopped, scores=scores)
     watch.paced = (time.monotonic(), run.step)
+    profile = _profile(fold, spec, run, variant, watch, device) if manner.profile else None
     try:
         if run.step < pace.total:
             advance(
@@ -310,11 +306,14 @@ def _train(
                 seed=recipe.seed,
                 variant=variant,
                 clip_norm=recipe.clip_norm,
-                on_step=watch.after_step,
+                on_step=watch.after_step if profile is None else profile.beside(watch.after_step),
+                forward=forward,
             )
     finally:
         batches.close()
         bar.close()
+        if profile is not None:
+            profile.close()
     if stopped.is_set() and not watch.finished and run.step < pace.total:
         raise Interrupted(
             f"stopped at step {run.step} of {pace.total}, state saved; the same command goes on"
@@ -322,27 +321,41 @@ def _train(
     save_weights(fold.weights, run.speaker, {"step": run.step})
 
 
+def _profile(
+    fold: Fold, spec: RunSpec, run: Run, variant: Variant, watch: Watch, device: torch.device
+) -> StepsProfile:
+    """A profile of the run's steps, with one validation and one saving of what it is then."""
+    recipe = spec.configuration.train
+
+    def once() -> None:
+        with part("validation"):
+            watch.score()
+        watch.save(run)
+
+    facts = {
+        "fold": f"{spec.dataset} {spec.configuration_name} fold {spec.fold} ({spec.plan}/{spec.run})",
+        "patch": " x ".join(map(str, spec.configuration.patch_vox)),
+        "batch size": recipe.batch_size,
+        "step": f"{variant.precision} {variant.layout}",
+        "threads": variant.threads or torch.get_num_threads(),
+        "validation": f"every {recipe.validate_every} steps, here once beside the others",
+        "saving": f"every {recipe.save_every_s:g} s, here once beside the others",
+    }
+    return StepsProfile(fold.folder / "profile", device, once, facts)
+
+
+def _seconds(spec: RunSpec, device: torch.device, variant: Variant, memory: Memory) -> float:
+    """Seconds of a step with its batch: as remembered, else measured now."""
+    kept = memory.choice()
+    known = kept.seconds if kept is not None and kept.variant == variant else None
+    return LOADING * (known or seconds_per_step(_trial(spec, device, variant), variant))
+
+
 def _workers(wanted: int | None, device: torch.device) -> int:
     """On a card, processes that prepare the batches; on the CPU none, the cores are busy training."""
     if wanted is not None:
         return wanted
     return min(8, max(1, cores() - 1)) if device.type == "cuda" else 0
-
-
-def _warn_if_elsewhere(fold: Fold, device: torch.device) -> None:
-    entry = next((e for e in lines(fold.journal) if e["event"] == "variant"), None)
-    if entry is None:
-        return
-    here = {"torch": torch.__version__, "device": str(device)}
-    changed = [f"{k} {entry[k]} → {v}" for k, v in here.items() if entry[k] != v]
-    threads = entry["threads"]
-    if threads and threads > (torch.get_num_threads() if device.type == "cpu" else threads):
-        changed.append(f"threads {threads} → {torch.get_num_threads()}")
-    if changed:
-        log.warning(
-            "this run goes on elsewhere (%s): it will not be bit-identical to one that never "
-            "stopped", ", ".join(changed)
-        )  # fmt: skip
 
 
 def _set_deadline(

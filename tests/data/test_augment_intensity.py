@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
+from scipy.stats import kstest
 from torch.nn.functional import interpolate
 
 from autoseg.data import augment_intensity as intensity
@@ -121,3 +122,35 @@ def test_noise_has_its_sigma_and_its_own_seed():
     np.testing.assert_array_equal(after[1], before[1])
     alone, _ = changed(intensity.add_noise, images[:1], drawn[:1])
     np.testing.assert_array_equal(alone[0], after[0])
+
+
+def test_noise_is_normal_and_without_memory():
+    drawn = [SampleParameters(noise_sigma=1.0, noise_seed=11)]
+    images = torch.zeros((1, 1, 50, 60, 71))  # several pieces, the last of an odd size
+    intensity.add_noise(images, drawn)
+    noise = images.numpy().ravel().astype(np.float64)
+    assert kstest(noise, "norm").pvalue > 1e-3
+    assert 4.0 < np.abs(noise).max() < 6.8
+    half = intensity.PIECE_VOX // 2
+    for lag in (1, half, 2 * half):  # the two of a pair are `half` apart
+        assert abs(np.mean(noise[lag:] * noise[:-lag])) < 4 / np.sqrt(noise.size - lag), lag
+        assert abs(np.mean(noise[lag:] ** 2 * noise[:-lag] ** 2) - 1) < 0.05, lag
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("power", [0.3, 1.5, 4.0])
+def test_gamma_of_a_narrow_channel_with_an_outlier_and_a_flat_background(inverted, power):
+    """The spread is far below the mean; a third of the voxels lie at the lower bound."""
+    name = "gamma_inverted" if inverted else "gamma"
+    rng = np.random.default_rng(3)
+    x = 100 + rng.random((40, 50, 60))
+    x[:14], x[20, 20, 20] = 100.0, 180.0
+    images = torch.from_numpy(x.astype(np.float32))[None, None]
+    drawn = [SampleParameters(**{name: (power,)})]
+    after, before = changed(intensity.bend_gamma, images, drawn, inverted=inverted)
+    x = before[0, 0].astype(np.float64) * (-1 if inverted else 1)
+    bent = ((x - x.min()) / np.ptp(x)) ** power
+    expected = (bent - bent.mean()) / bent.std() * x.std() + x.mean()
+    expected *= -1 if inverted else 1
+    np.testing.assert_allclose(after[0, 0], expected, rtol=2e-4)
+    assert abs(after.std() / before.std() - 1) < 1e-3

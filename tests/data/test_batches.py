@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import multiprocessing
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -17,11 +19,14 @@ from autoseg.data.augment import one_thread
 from autoseg.data.batches import (
     Batches,
     BatchSpec,
+    Bringer,
     augmented_here,
+    packed,
     read_step,
     validation_batches,
 )
 from autoseg.data.store import StoredCases
+from autoseg.data.workers import Ahead
 from autoseg.documents.plan import Augmentation, Sampling
 from autoseg.errors import AutosegError
 
@@ -232,3 +237,80 @@ def test_workers_end_with_a_parent_that_was_killed(three_cases: StoredCases):
         assert not gone(worker, 0.5)
         parent.kill()
     assert gone(worker)
+
+
+def test_a_thread_brings_the_same_batches(three_cases):
+    expected = list(Batches(three_cases, FLAT, 0, 5))
+    with Batches(three_cases, FLAT, 0, 5, augment_here=True) as batches:
+        batches.ahead = 2
+        same(list(batches), expected)
+        same(list(batches), expected)  # and again from the start
+
+
+def test_a_thread_fetches_ahead_in_order_and_ends_when_closed():
+    fetched = []
+
+    def numbers():
+        for n in itertools.count():
+            fetched.append((n, threading.current_thread().name))
+            yield n
+
+    things = Ahead(numbers(), 3)
+    taken = list(itertools.islice(things, 4))
+    things.close()
+    assert taken == [0, 1, 2, 3]
+    assert 4 <= len(fetched) <= 7
+    assert threading.current_thread().name not in {name for _, name in fetched}
+    before = len(fetched)
+    assert list(things) == []
+    assert len(fetched) == before
+
+
+def test_an_error_is_raised_where_its_thing_is_asked_for():
+    def numbers():
+        yield 1
+        raise AutosegError("case_7 is damaged")
+
+    things = iter(Ahead(numbers(), 2))
+    assert next(things) == 1
+    with pytest.raises(AutosegError, match="case_7"):
+        next(things)
+
+
+class FakeEvent:
+    """Stands for a card's event: counts who waited for it."""
+
+    def __init__(self):
+        self.waited = 0
+
+
+class FakeStream:
+    """Stands for a card's stream."""
+
+    def record_event(self):
+        return FakeEvent()
+
+    def wait_event(self, event):
+        event.waited += 1
+
+
+def test_a_card_waits_for_the_copy_and_the_processor_does_not(three_cases, monkeypatch):
+    moved, kept = [], []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(
+        torch.Tensor, "to",
+        lambda self, device, non_blocking=False: moved.append(non_blocking) or self,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: kept.append(self))
+    bringer = Bringer(torch.device("cuda"))
+    item = packed(read_step(three_cases, SPEC, 0))
+    there, copied = bringer.bring(item)
+    assert moved == [True, True]
+    assert copied.waited == 0
+    arrived = bringer.arrived(there, copied)
+    assert copied.waited == 1
+    assert [t.numel() for t in kept] == [item["images"].numel(), item["labels"].numel()]
+    assert arrived["shifts"] == item["shifts"]

@@ -99,7 +99,7 @@ def test_a_group_of_earlier_label_maps_equals_each_alone(cascade):
     """A card moves samples with boxes of many sizes at once."""
     raw = [s for step in range(6) for s in read_step(cascade, SPEC, step)]
     raw = [s for s in raw if s.parameters.matrix is not None]
-    samples = unpacked(packed(raw), torch.device("cpu"))
+    samples = unpacked(packed(raw))
     drawn = [s.parameters for s in raw]
     assert len({s.labels.shape for s in samples}) > 5
     _, together = _moved(samples, drawn, SPEC.patch_vox, cascade=True)
@@ -161,12 +161,12 @@ def test_batches_of_a_cascade_are_the_same_whoever_makes_them(cascade, workers, 
 
 def test_samples_come_apart_as_they_were_packed(cascade):
     samples = read_step(cascade, SPEC, 0)
-    for one, two in zip(samples, unpacked(packed(samples), torch.device("cpu")), strict=True):
+    for one, two in zip(samples, unpacked(packed(samples)), strict=True):
         np.testing.assert_array_equal(one.previous, two.previous.numpy())
         np.testing.assert_array_equal(one.labels, two.labels.numpy())
         np.testing.assert_array_equal(one.image, two.image.numpy())
     plain = read_step(cascade, dataclasses.replace(SPEC, previous_classes=0), 0)
-    assert [s.previous for s in unpacked(packed(plain), torch.device("cpu"))] == [None] * 3
+    assert [s.previous for s in unpacked(packed(plain))] == [None] * 3
 
 
 def test_background_and_outside_are_one_to_the_earlier_label_map():

@@ -67,7 +67,7 @@ def test_what_the_stage_says_changes_the_answer(cascade_root: Path) -> None:
     from autoseg.data.previous import one_hot
     from autoseg.data.store import open_case
     from autoseg.models.members import member_of
-    from autoseg.models.segment import Voice
+    from autoseg.models.segment import Shown, Voice
     from autoseg.workspace import Fold
 
     fold = Fold(cascade_root / CASCADE / "fold_0")
@@ -80,7 +80,7 @@ def test_what_the_stage_says_changes_the_answer(cascade_root: Path) -> None:
 
     def logits(previous: np.ndarray) -> np.ndarray:
         image = np.concatenate([np.asarray(stored.image), one_hot(previous, voice.labels.count)])
-        return np.concatenate([x.numpy() for _, x in voice.rows(image, stored.info)], axis=1)
+        return np.concatenate([x.numpy() for _, x in voice.rows(Shown(image, stored.info))], axis=1)
 
     np.testing.assert_array_equal(logits(shown), logits(shown))
     assert np.abs(logits(shown) - logits(np.zeros_like(shown))).max() > 1e-3

@@ -18,6 +18,7 @@ from autoseg.image.geometry import (
     box_of,
     corner_gap_mm,
     nonzero_box,
+    nonzero_limits,
     orientation_of,
     restore,
     restore_tuple,
@@ -170,3 +171,14 @@ def test_an_image_of_zeros_is_kept_whole() -> None:
 
 def test_box_of_nothing_is_none() -> None:
     assert box_of(np.zeros((3, 3), dtype=bool)) is None
+
+
+@pytest.mark.parametrize("border", [(0, 0, 0), (2, 0, 1), (0, 3, 0), (1, 1, 2)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_nonzero_limits_are_those_of_the_box(border: tuple[int, int, int], flat: bool) -> None:
+    rng = np.random.default_rng(sum(border))
+    inner = rng.integers(0, 2, (2, 1 if flat else 6, 7, 8)).astype(np.float32)
+    image = np.pad(inner, ((0, 0), *((n, 2 * n) for n in border)))
+    box = nonzero_limits(image)
+    assert box == box_of((image != 0).any(axis=0)) == nonzero_box(image)[0]
+    assert nonzero_limits(np.zeros((1, 2, 3, 4))) == (slice(0, 2), slice(0, 3), slice(0, 4))

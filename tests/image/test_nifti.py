@@ -236,3 +236,18 @@ def test_real_files_read_as_nibabel_reads_them(real_data: Path) -> None:
         reference = nib.load(path)
         np.testing.assert_allclose(array[0], np.asarray(reference.dataobj), rtol=1e-6)
         np.testing.assert_array_equal(header.grid.affine, reference.affine)
+
+
+def test_gzip_of_several_members_padded_and_damaged(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nii", voxels())
+    content, packed = path.read_bytes(), tmp_path / "a.nii.gz"
+    half = len(content) // 2
+    members = gzip.compress(content[:half]) + gzip.compress(content[half:])
+    blocks = gzip.compress(content) + gzip.compress(b"")  # ends with an empty one, as bgzip's
+    for raw in (gzip.compress(content), members, blocks, members + b"\0" * 16):
+        packed.write_bytes(raw)
+        np.testing.assert_array_equal(read_nifti(packed, "a")[0][0], voxels())
+    whole = gzip.compress(content)
+    for raw in (whole[:-20], whole[:-8] + b"1234" + whole[-4:], whole[:-1] + b"\xff"):
+        packed.write_bytes(raw)
+        assert "the compressed data ends early" in fatal(packed).found

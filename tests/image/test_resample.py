@@ -1,5 +1,8 @@
 """Resampling against nnU-Net's procedure, written naively from skimage and scipy."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from batchgenerators.augmentations.utils import resize_segmentation
@@ -268,3 +271,70 @@ def test_separate_axis_is_nnunets_rule(spacing, target, axis: int | None) -> Non
 def test_resampled_shape_rounds_half_to_even_and_keeps_a_voxel() -> None:
     assert resampled_shape((5, 7, 100), (1, 1, 0.7), (2, 2, 1.1)) == (2, 4, 64)
     assert resampled_shape((1, 10, 10), (1, 1, 1), (9, 1, 0.5)) == (1, 10, 20)
+
+
+def scratch_bytes(work: Callable[[], np.ndarray]) -> int:
+    """The most memory that is held besides the result."""
+    tracemalloc.start()
+    try:
+        result = work()
+        return tracemalloc.get_traced_memory()[1] - result.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ratio", "thick", "order_z"),
+    [
+        ((60, 60), 0.75, 1.0, 0),  # axis 0 goes first
+        ((52, 52), 1.5, 1.0, 0),  # axis 0 goes last
+        ((60, 54), 1.0, 1.0, 0),
+        ((60, 60), 1.5, 5.0, 0),
+        ((60, 60), 1.5, 5.0, 3),
+    ],
+)
+def test_memory_beside_the_result_does_not_grow_with_the_volume(
+    wanted: tuple[int, int], ratio: float, thick: float, order_z: int
+) -> None:
+    def of(length: int) -> int:
+        image = noise((1, length, 48, 48))
+        shape = (int(length * ratio), *wanted)
+        grids = {"spacing_mm": (thick, 1.0, 1.0), "target_mm": ISO, "order_z": order_z}
+        resample_image(image, shape, **grids)  # the matrices are kept
+        return scratch_bytes(lambda: resample_image(image, shape, **grids))
+
+    short, long = of(650), of(1300)
+    assert 0 < short < 20e6
+    assert long < 1.1 * short + 1e5
+
+
+@pytest.mark.parametrize(("thick", "unlabelled"), [(1.0, None), (5.0, IGNORE)])
+def test_memory_beside_a_label_map_does_not_grow_with_it(
+    thick: float, unlabelled: int | None
+) -> None:
+    def of(length: int) -> int:
+        labels = np.zeros((length, 128, 128), np.int16)
+        labels[:, 30:60, 20:90], labels[:, 70:100, 20:90] = 1, 2
+        shape = (int(length * 1.5), 160, 160)
+        grids = {"spacing_mm": (thick, 1.0, 1.0), "target_mm": ISO, "unlabelled": unlabelled}
+        resample_labels(labels, shape, **grids)
+        return scratch_bytes(lambda: resample_labels(labels, shape, **grids))
+
+    in_plane = 2 * 160 * 160 if thick > 3 else 0  # each slice of the source is resized once
+    short, long = of(100), of(300)
+    assert short < 30e6
+    assert long - 300 * in_plane < 1.2 * short
+
+
+def test_slabs_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = noise((1, 30, 12, 10)), blobs((30, 12, 10), [-1, 0, 1, 4], seed=6)
+    for shape in ((47, 9, 14), (13, 20, 10), (30, 17, 8)):
+        for spacing in (ISO, (5.0, 1.0, 1.0), (1.0, 1.0, 5.0)):
+            grids = {"spacing_mm": spacing, "target_mm": ISO}
+            whole = resample_image(image, shape, **grids)
+            whole_labels = resample_labels(labels, shape, **grids)
+            with monkeypatch.context() as patch:
+                patch.setattr("autoseg.image.matrices.SLAB_VOX", 1)
+                thin = resample_image(image, shape, **grids)
+                np.testing.assert_array_equal(resample_labels(labels, shape, **grids), whole_labels)
+            np.testing.assert_allclose(thin, whole, atol=2e-6)

@@ -56,6 +56,14 @@ def test_logits_and_probabilities_are_painted_alike():
         assert set(want.unique().tolist()) == set(range(labels.count))
 
 
+def test_a_region_holds_above_one_half_of_what_float32_can_tell():
+    logits = torch.linspace(-3e-7, 3e-7, 6001).expand(3, 1, 1, -1)
+    want = painted(logits.sigmoid(), REGIONS, of="probabilities")
+    assert torch.equal(painted(logits, REGIONS, of="logits"), want)
+    above = int((want == 0).sum())
+    assert 0 < logits[0, 0, 0, above - 1] < 9e-8 and want[0, 0, above] == 3
+
+
 def test_regions_are_painted_in_their_order_where_over_one_half():
     shares = column(
         (0.9, 0.1, 0.1),  # whole

@@ -11,10 +11,11 @@ from scipy.ndimage import map_coordinates
 from scipy.special import softmax
 from skimage.transform import resize
 
-from autoseg.documents.labels import LabelSet
+from autoseg.documents.labels import LabelSet, parse_labels
 from autoseg.documents.plan import Prediction
+from autoseg.infer import winners
 from autoseg.infer.meaning import certain_background, painted, probabilities
-from autoseg.infer.restore import restored, rows_at_once
+from autoseg.infer.restore import classes_on, restored, rows_at_once
 from autoseg.infer.volume import logit_slabs
 from tests.infer.whole import predict_logits, restore_labels
 
@@ -117,6 +118,101 @@ def test_chunks_and_slabs_change_no_bit(data):
     np.testing.assert_array_equal(whole[:, :, 0, 0, 0], [[1, 2, 3]] * 2)
 
 
+REGIONS = parse_labels(
+    {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, order=[1, 2, 3]
+)
+
+
+def plain(count):
+    return LabelSet(names=tuple("abcdefghi"[:count]), values=tuple(range(count)))
+
+
+def some_logits(kind, shape, rng):
+    """Noise, or what is harder to tell apart."""
+    noise = rng.standard_normal(shape).astype(np.float32)
+    if kind == "ties":
+        return np.round(noise)
+    if kind == "last bits":
+        return np.float32(1) + np.round(noise) * np.float32(2**-23)
+    if kind == "smooth":
+        return noise.cumsum(-1).cumsum(-2).astype(np.float32)
+    return noise if kind == "noise" else np.zeros_like(noise)
+
+
+@pytest.mark.parametrize(("crowded", "expected"), [(winners.DENSE, 3), (2.0, 0), (-1.0, 3)])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_classes_are_those_of_resampling_all_by_skimage_to_the_last_voxel(crowded, expected, data):
+    sizes = st.tuples(*[st.integers(1, 11)] * 3)
+    shape, crop, before, after = (data.draw(sizes) for _ in range(4))
+    crop = data.draw(st.sampled_from([crop, tuple(2 * n for n in shape), shape]))
+    spacing = data.draw(st.sampled_from([(1, 1, 1), (4, 1, 1), (1, 4, 1), (1, 1, 4)]))
+    kind = data.draw(st.sampled_from(["noise", "ties", "last bits", "smooth", "constant"]))
+    regional, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
+    labels = REGIONS if regional else plain(data.draw(st.integers(2, 6)))
+    logits = some_logits(kind, (labels.outputs, *shape), np.random.default_rng(seed))
+    box = [(b, b + n) for b, n in zip(before, crop, strict=True)]
+    full = tuple(b + n + a for b, n, a in zip(before, crop, after, strict=True))
+    pieces = cut(logits, data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winners, "DENSE", crowded)
+        patch.setattr(winners, "EXPECTED", expected)
+        found = classes_on(pieces, shape, box, full, spacing, (1, 1, 1), labels=labels)
+    apart = spacing.index(4) if 4 in spacing else None
+    values = logits if shape == crop else naive(logits, crop, apart).astype(np.float32)
+    inside = values.argmax(0)
+    if regional:
+        held = torch.from_numpy(values).sigmoid().numpy() > 0.5
+        inside = np.zeros(crop)
+        for one, region in zip(held, labels.regions, strict=True):
+            inside[one] = region.paint
+    want = np.zeros(full, np.int16)
+    want[tuple(slice(a, b) for a, b in box)] = inside
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize(("shape", "crop", "spacing", "target", "apart"), CASES)
+def test_classes_are_what_restored_logits_are_painted_as(shape, crop, spacing, target, apart):
+    logits = 3 * np.random.default_rng(1).standard_normal((4, *shape)).astype(np.float32)
+    full, box = tuple(n + 3 for n in crop), [(1, 1 + crop[0]), (0, crop[1]), (3, 3 + crop[2])]
+    for labels in (plain(4), REGIONS):
+        some = logits[: labels.outputs]
+        chunks = restored(
+            cut(some, [2]), shape, box, full, spacing, target, rows=3,
+            outside=certain_background(labels),
+        )  # fmt: skip
+        want = torch.cat([painted(chunk, labels, of="logits") for _, chunk in chunks])
+        found = classes_on(cut(some, [3]), shape, box, full, spacing, target, labels=labels)
+        np.testing.assert_array_equal(found, want)
+        assert len(np.unique(found)) == labels.count
+
+
+def test_only_what_neighbours_disagree_on_is_computed():
+    logits = np.zeros((5, 24, 24, 24), np.float32)
+    logits[0], logits[1, :, :, 12:] = 1, 3
+    computed = []
+
+    class Watched(winners.Winners):
+        def _exact(self, number, places, classes):
+            computed.append(len(classes))
+            return super()._exact(number, places, classes)
+
+        def _roughly(self, plane, places, voxel, classes):
+            computed.append(len(classes))
+            return super()._roughly(plane, places, voxel, classes)
+
+    source = torch.from_numpy(logits)
+    watched = Watched(
+        lambda low, high: (source[:, low], source[:, high]),
+        logits.shape[1:], (48, 48, 48), None, torch.device("cpu"),
+    )  # fmt: skip
+    rows = [watched.row(row).numpy() for row in range(48)]
+    border = np.unique([np.flatnonzero(np.diff(row[-1])) for row in rows])
+    np.testing.assert_array_equal(border, [23])
+    assert sum(computed) == 48 * 48 * 2 * 2
+
+
 @pytest.mark.parametrize(("depth", "full"), [(12, 24), (12, 12), (12, 3)])
 def test_slabs_are_pulled_when_needed_and_dropped_when_not(depth, full):
     alive, most, pulled = set(), [0], [0]
@@ -202,6 +298,16 @@ def test_one_value_outside_for_each_output():
     )  # fmt: skip
     with pytest.raises(ValueError, match="3 values outside of the box, 2 outputs"):
         next(chunks)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), (2, 2, 2, 4, 4)])
+def test_classes_need_one_score_an_output(shape):
+    box = [(0, 2), (0, 4), (0, 4)]
+    with pytest.raises(ValueError, match="the labels have 2 outputs"):
+        classes_on(
+            [(slice(0, 2), torch.zeros(shape))], (2, 4, 4), box, (2, 4, 4), (1, 1, 1), (1, 1, 1),
+            labels=plain(2),
+        )  # fmt: skip
 
 
 def test_rows_at_once_fill_the_bytes_or_are_one():

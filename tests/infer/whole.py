@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.documents.plan import Prediction
+from autoseg.infer.air import Skipped
 from autoseg.infer.meaning import CERTAIN, highest
 from autoseg.infer.restore import SLAB_BYTES, Box, restored, rows_at_once
 from autoseg.infer.volume import Image, Speaker, logit_slabs
@@ -21,13 +22,18 @@ def predict_logits(
     mirror_axes: Sequence[int] = (),
     device: torch.device | str = "cpu",
     divisor: Sequence[int] = (1, 1, 1),
+    *,
+    apart: bool = False,
+    skipped: Skipped | None = None,
 ) -> NDArray[np.float32]:
-    """The mean logits (K, Z, Y, X) of all `nets`: the slabs of `logit_slabs` joined."""
-    whole = np.empty((outputs, *image.shape[1:]), np.float32)
+    """The mean logits (K, Z, Y, X) of all `nets`, or (F, K, Z, Y, X): `logit_slabs` joined."""
+    lead = (len(nets), outputs) if apart else (outputs,)
+    whole = np.empty((*lead, *image.shape[1:]), np.float32)
     for rows, slab in logit_slabs(
-        nets, image, patch_vox, outputs, prediction, mirror_axes, device, divisor
-    ):
-        whole[:, rows] = slab.numpy()
+        nets, image, patch_vox, outputs, prediction, mirror_axes, device, divisor, apart=apart,
+        skipped=skipped,
+    ):  # fmt: skip
+        whole[..., rows, :, :] = slab.numpy()
     return whole
 
 

@@ -22,6 +22,27 @@ def test_an_update_keeps_its_singular_vectors_and_has_values_about_one(shape):
     torch.testing.assert_close(turned, torch.diag(values), atol=2e-3, rtol=0)
 
 
+def step_by_step(update: torch.Tensor) -> torch.Tensor:
+    """Jordan's iteration as it is written, in float64."""
+    x = update.double() / update.double().norm()
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(8, 216), (96, 640), (64, 64), (64, 27)])
+@pytest.mark.parametrize("noise", [1.0, 1e-3, 0.0])
+def test_it_is_the_iteration_as_it_is_written(shape, noise):
+    torch.manual_seed(0)
+    few = torch.randn(shape[0], 3) @ torch.randn(3, shape[1])  # gradients are of a low rank
+    update = 1e-4 * (few + noise * torch.randn(shape))
+    made, want = orthogonalised(update), step_by_step(update)
+    assert torch.isfinite(made).all()
+    assert (made - want).norm() < 2e-3 * want.norm()
+
+
 def test_weights_that_are_no_hidden_convolution_follow_adamw():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))

@@ -154,7 +154,7 @@ def test_other_formats_give_the_same(model: Model, scan: NDArray[np.int16], tmp_
     assert max(differs.values()) < 1e-3, differs
 
 
-def test_of_two_positions_the_sform_counts(
+def test_of_two_positions_the_sform_counts_and_both_are_told(
     model: Model, scan: NDArray[np.int16], tmp_path: Path
 ) -> None:
     write_nifti(tmp_path / "first_0000.nii.gz", scan, upright())
@@ -164,9 +164,12 @@ def test_of_two_positions_the_sform_counts(
     image.set_sform(upright(), 1)
     image.set_qform(turned, 1)
     nib.save(image, tmp_path / "torn_0000.nii.gz")
-    found = segmented(
-        model, tmp_path, [tmp_path / "first_0000.nii.gz", tmp_path / "torn_0000.nii.gz"]
-    )
+    names = ("first", "torn")
+    cases = [Case(n, (tmp_path / f"{n}_0000.nii.gz",), None) for n in names]
+    done = predict(model, cases, tmp_path / "out", device=torch.device("cpu"))
+    odd = [problem for problem in done.warnings if "disagree" in problem.what]
+    assert [problem.case for problem in odd] == ["torn"]
+    found = {path.name.split(".")[0]: path for path in done.written}
     first, torn = (np.asarray(nib.load(found[n]).dataobj) for n in ("first", "torn"))
     assert first.any()
     np.testing.assert_array_equal(first, torn)

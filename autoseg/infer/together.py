@@ -1,0 +1,88 @@
+"""How many tiles and mirrored copies go through a network at once, by the device's memory.
+
+On cores two: torch computes a single small 3D sample with a slow way of its own (four times as
+long for 8 channels of 40 x 56 x 40), and more than two gained nothing on any network tried. On a
+card as many as its free memory holds, by what one sample took there; half of them after an error.
+"""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from autoseg.errors import AutosegError
+from autoseg.pool import free_bytes
+
+ON_CORES = 2
+CORE_SHARE = 0.4
+"""Two samples must fit into this share of the free memory, or there is one."""
+CARD_SHARE = 0.7
+CARD_VOXELS = 1 << 23
+"""A card is busy with so many voxels at once: four patches of 128 x 128 x 128."""
+CARD_MOST = 64
+
+Speaker = Callable[[Tensor], Sequence[Tensor]]
+"""A network: a float32 batch (N, C, *patch) to a list of logits, finest first."""
+
+
+class Together:
+    """The number of samples at once on a device; learnt for each shape of a sample.
+
+    `sample_bytes` is what one sample about needs on cores, where too little memory is no error
+    that could be caught; 0: not known.
+    """
+
+    def __init__(self, device: torch.device | str, sample_bytes: int = 0) -> None:
+        self.device = torch.device(device)
+        self.on_cores = self.device.type != "cuda"
+        scarce = self.on_cores and ON_CORES * sample_bytes > CORE_SHARE * free_bytes()
+        self.first = ON_CORES if self.on_cores and not scarce else 1
+        self._sizes: dict[tuple[int, ...], int] = {}
+
+    def size(self, shape: Sequence[int]) -> int:
+        """How many samples (C, *patch) of this shape at once; 1 on a card that saw none yet."""
+        return self._sizes.get(tuple(shape), self.first)
+
+    def said(self, net: Speaker, batch: Tensor) -> Tensor | None:
+        """The finest logits (N, K, *patch), float32; None where the card had no room for so many.
+
+        `size` is smaller then. Raises AutosegError if there is no room for one.
+        """
+        if self.on_cores:
+            return net(batch)[0].float()
+        shape = tuple(batch.shape[1:])
+        try:
+            if shape in self._sizes:
+                return net(batch)[0].float()
+            logits, taken = _measured(self.device, lambda: net(batch)[0].float())
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise AutosegError(
+                    f"{self.device} has no room for one patch of {' x '.join(map(str, shape[1:]))} "
+                    "voxels; close other programs that use it, or give --device cpu"
+                ) from None
+            self._sizes[shape] = len(batch) // 2
+        else:
+            # what is stacked, and turned back, is there beside what the network needs
+            each = taken // len(batch) + 4 * (batch[0].numel() + 2 * logits[0].numel())
+            most = min(CARD_MOST, max(2, CARD_VOXELS // prod(shape[1:])))
+            room = int(CARD_SHARE * _free_bytes(self.device)) // max(1, each)
+            self._sizes[shape] = max(1, min(most, room))
+            return logits
+        torch.cuda.empty_cache()
+        return None
+
+
+def _measured(device: torch.device, compute: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What is computed on a card, and the most bytes that it took beside what was there."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    made = compute()
+    return made, torch.cuda.max_memory_allocated(device) - before
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What this process can still take of a card: free, or kept by torch and not in use."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept

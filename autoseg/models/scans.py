@@ -1,0 +1,201 @@
+"""A scan to be segmented: from files or an array, prepared for a model, and what it must be like.
+
+Nothing here computes with torch, so that a scan can be read while a network works on another one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from autoseg.data.prepare import Prepared, prepare_volume
+from autoseg.documents.dataset import Case
+from autoseg.documents.model import Member, ModelSpec
+from autoseg.errors import AutosegError, Problem, raise_fatal
+from autoseg.image.geometry import arrange
+from autoseg.image.reading import read_header, read_image
+from autoseg.image.volume import Grid, Volume
+from autoseg.infer.air import Air
+from autoseg.timing import part
+
+SPACING_FACTOR = 1.5
+"""A spacing further than this factor outside the training range is told."""
+RANGE_SHARE = 0.5
+"""So is an intensity range that lies outside the training range by more than half its width."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to be segmented: its name, and its image in the axes that are asked for."""
+
+    name: str
+    read: Callable[[str], tuple[Volume, list[Problem]]]
+    """The image and what is odd about its files. Raises BadData for files that cannot be used."""
+
+
+@dataclass
+class Ready:
+    """A scan as the members of a model are shown it."""
+
+    scan: Scan
+    prepared: dict[str, Prepared]
+    """By the key of the preparation."""
+    first: Prepared
+    """That of the first member."""
+    air: dict[str, Air] = field(default_factory=dict)
+    """Where the scan holds but air, by axes, as far as it is asked for."""
+    odd: list[Problem] = field(default_factory=list)
+    """What was noticed while reading it; warnings."""
+
+    def of(self, member: Member) -> Prepared:
+        return self.prepared[member.configuration.preparation.key]
+
+
+def made_ready(scan: Scan, spec: ModelSpec, *, air: bool = False) -> Ready:
+    """A scan read once and prepared for every member of a model; with `air` that is looked for.
+
+    Computes nothing with torch, so that it may run beside a network. Raises BadData if the scan
+    cannot be used.
+    """
+    wanted = {m.configuration.preparation.key: m.configuration.preparation for m in spec.members}
+    wanted |= {m.configuration.preparation.key: m.configuration.preparation for m in spec.stages}
+    prepared: dict[str, Prepared] = {}
+    found: dict[str, Air] = {}
+    odd: list[Problem] = []
+    for axes in dict.fromkeys(p.axes for p in wanted.values()):
+        alike = [p for p in wanted.values() if p.axes == axes]
+        with part("read"):
+            volume, problems = scan.read(axes)
+        odd += [problem for problem in problems if problem not in odd]
+        if air:
+            with part("air"):
+                found[axes] = Air(volume.array, [c.scheme for c in alike[0].channels])
+        for preparation in alike:
+            # preparing may change the array, which others still need
+            own = volume if preparation is alike[-1] else replace(volume, array=volume.array.copy())
+            with part("prepare"):
+                prepared[preparation.key] = prepare_volume(scan.name, own, preparation)
+    first = prepared[spec.members[0].configuration.preparation.key]
+    return Ready(scan, prepared, first, found, odd)
+
+
+def scan_of_case(case: Case) -> Scan:
+    """The scan in a case's files."""
+
+    def read(axes: str) -> tuple[Volume, list[Problem]]:
+        volume, problems = read_image(case.images, axes)
+        problems = [replace(problem, case=case.id) for problem in problems]
+        raise_fatal(problems)
+        return volume, problems
+
+    return Scan(case.id, read)
+
+
+def scan_of_array(
+    image: npt.ArrayLike,
+    affine: npt.ArrayLike | None,
+    spacing_mm: Sequence[float] | None,
+    spec: ModelSpec,
+) -> Scan:
+    """The scan in an array: 3D (X, Y, Z) or (C, X, Y, Z), 2D (H, W) or (C, H, W).
+
+    `affine` goes from voxel to RAS+ mm. Raises AutosegError for another shape, for values that are
+    no numbers, or where a volume has neither affine nor spacing.
+    """
+    array = np.asarray(image)
+    wanted = (
+        f"{len(spec.channels)} channels ({', '.join(spec.channels)}) and {spec.dimensions} axes"
+    )
+    if array.ndim == spec.dimensions:
+        array = array[None]
+    if array.ndim != spec.dimensions + 1 or len(array) != len(spec.channels):
+        raise AutosegError(
+            f"an array of shape {np.shape(image)} was given; the model needs {wanted}"
+        )
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise AutosegError("the array holds values that are no numbers; replace NaN and infinity")
+    if spec.dimensions == 2:
+        array = array.transpose(0, 2, 1)[..., None]
+    if affine is None and spacing_mm is None and spec.dimensions == 3:
+        raise AutosegError("an array does not say where it lies: give its affine, or spacing_mm")
+    place = np.diag([*(spacing_mm or (1.0, 1.0)), 1.0, 1.0][:4]) if affine is None else affine
+    if np.shape(place) != (4, 4):
+        raise AutosegError(f"the affine must be 4 x 4, found {np.shape(place)}")
+    placed = affine is not None or spec.dimensions == 3
+    grid = Grid.of(array.shape[1:], place, placed=placed)
+
+    def read(axes: str) -> tuple[Volume, list[Problem]]:
+        return Volume(np.ascontiguousarray(arrange(array, grid.arrangement(axes))), axes, grid), []
+
+    return Scan("array", read)
+
+
+def foreign(case: str, spec: ModelSpec, scan: Prepared) -> list[Problem]:
+    """How a scan differs from the training set in spacing and intensity range; warnings."""
+    problems = []
+    if spec.dimensions == 3:
+        for mm, (low, high) in zip(scan.info["spacing_mm"], spec.spacing_ranges_mm, strict=True):
+            if not low / SPACING_FACTOR <= mm <= high * SPACING_FACTOR:
+                problems.append(
+                    Problem(
+                        case,
+                        "the spacing is outside the training range",
+                        f"{mm:.3g} mm, the training cases had {low:.3g} to {high:.3g} mm",
+                        "check the header; the result may be poor",
+                        fatal=False,
+                    )
+                )
+    ranges = zip(spec.intensity_ranges, scan.info["intensity_ranges"], strict=True)
+    for index, (known, (low, high)) in enumerate(ranges):
+        if known is None:
+            continue
+        width = max(known[1] - known[0], 1e-6)
+        if low < known[0] - RANGE_SHARE * width or high > known[1] + RANGE_SHARE * width:
+            problems.append(
+                Problem(
+                    case,
+                    "the intensities are outside the training range",
+                    f"{spec.channels[index]} runs from {low:.5g} to {high:.5g}, in training from "
+                    f"{known[0]:.5g} to {known[1]:.5g}",
+                    "check the modality and the units; the result may be poor",
+                    fatal=False,
+                )
+            )
+    return problems
+
+
+def check_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[Problem]:
+    """What headers alone tell: channels and dimensions that the model cannot take."""
+    problems = []
+    for case in cases:
+        try:
+            headers = [read_header(path) for path in case.images]
+        except AutosegError as error:
+            problems.append(
+                Problem(case.id, "an image cannot be read", str(error), "replace the file")
+            )
+            continue
+        channels = sum(header.channels for header in headers)
+        if channels != len(spec.channels):
+            problems.append(
+                Problem(
+                    case.id,
+                    "an image has the wrong number of channels",
+                    f"{channels} found, the model needs {len(spec.channels)}: "
+                    + ", ".join(spec.channels),
+                    f"give one file for each channel, {case.id}_0000 to "
+                    f"{case.id}_{len(spec.channels) - 1:04d}",
+                )
+            )
+        elif headers[0].grid.dimensions != spec.dimensions:
+            problems.append(
+                Problem(
+                    case.id,
+                    "an image has the wrong number of dimensions",
+                    f"it is {headers[0].grid.dimensions}D, the model is for {spec.dimensions}D",
+                    "choose a model that was trained on such images",
+                )
+            )
+    return problems

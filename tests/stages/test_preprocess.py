@@ -1,0 +1,79 @@
+"""Prepared cases: what two folders may share, how many processes the work is worth, quantiles."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.documents.dataset import Dataset, read_dataset
+from autoseg.documents.fingerprint import QUANTILES
+from autoseg.documents.plan import ChannelScale, Preparation
+from autoseg.stages import preprocess as stage
+from autoseg.stages.fingerprint import evenly_spaced_quantiles, fingerprint
+from autoseg.stages.preprocess import preprocess
+from autoseg.workspace import DatasetPlaces, open_workspace
+
+FILES = ("image.npy", "label.npy", "places.npy", "case.json")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 999, 1000, 1001, 20_011])
+def test_quantiles_are_numpys(size: int) -> None:
+    rng = np.random.default_rng(size)
+    steps = np.linspace(0, 1, QUANTILES)
+    for values in (rng.normal(size=size) * 1000, rng.integers(-50, 50, size)):
+        narrow = values.astype(np.float32)
+        np.testing.assert_array_equal(evenly_spaced_quantiles(narrow), np.quantile(narrow, steps))
+
+
+@pytest.fixture
+def places(tmp_path: Path, phantoms: Callable[..., Path]) -> DatasetPlaces:
+    """A phantom's folders, nothing made of it yet."""
+    phantoms(tmp_path, cases=2, test_cases=0)
+    return open_workspace(tmp_path).dataset("1")
+
+
+def spaced(dataset: Dataset, *spacing_mm: float | None) -> Preparation:
+    channels = tuple(ChannelScale(scheme="zscore") for _ in dataset.channels)
+    return Preparation(axes="SAR", spacing_mm=spacing_mm, channels=channels, labels=dataset.labels)  # type: ignore[arg-type]
+
+
+def test_folders_that_differ_in_spacing_alone_share_what_comes_out_the_same(
+    places: DatasetPlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = read_dataset(places.raw)
+    measured = fingerprint(places)
+    first, second = spaced(dataset, 3.0, 3.0, 3.0), spaced(dataset, None, 3.0, 3.0)
+    assert preprocess(places, dataset, measured, first) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "prepare", lambda *_: pytest.fail("it was there already"))
+        assert preprocess(places, dataset, measured, second) == 2
+    one, two = (places.prepared(p.key) / dataset.cases[0].id for p in (first, second))
+    assert all((one / name).samefile(two / name) for name in FILES)
+    assert not (one / "stamp.json").samefile(two / "stamp.json")
+    assert preprocess(places, dataset, measured, second) == 0
+
+    # another spacing, a stale or a damaged neighbour: the case is prepared
+    coarser = spaced(dataset, None, 6.0, 6.0)
+    assert preprocess(places, dataset, measured, coarser) == 2
+    made = places.prepared(coarser.key) / dataset.cases[0].id
+    assert np.load(made / "image.npy").size < np.load(one / "image.npy").size
+    expected = np.load(two / "image.npy")
+    for path in (two / "stamp.json", *two.parent.glob("*/stamp.json")):
+        path.unlink(missing_ok=True)
+    for path in one.parent.glob("*/case.json"):
+        path.unlink()
+        path.write_text("{")
+    assert preprocess(places, dataset, measured, second) == 2
+    np.testing.assert_array_equal(np.load(two / "image.npy"), expected)
+    assert not (one / "image.npy").samefile(two / "image.npy")
+
+
+def test_little_work_stays_in_this_process(places: DatasetPlaces) -> None:
+    dataset, _ = read_dataset(places.raw)
+    measured = fingerprint(places)
+    assert stage._processes(8, dataset.cases, measured) == 1
+    large = [c.model_copy(update={"shape": (512, 512, 500)}) for c in measured.cases]
+    many = measured.model_copy(update={"cases": tuple(large)})
+    assert stage._processes(8, dataset.cases, many) > 4
+    assert stage._processes(2, dataset.cases, many) == 2
