@@ -135,6 +135,12 @@ class Workspace:
     models: Path
     """One folder for each model that was installed from a package."""
 
+    def model_names(self) -> list[str]:
+        """The names of what lies among the installed models."""
+        if not self.models.is_dir():
+            return []
+        return sorted(p.name for p in self.models.iterdir() if not p.name.startswith("."))
+
     def datasets(self) -> list[str]:
         """Names of all datasets, raw or already worked on, in the order of their numbers."""
         names = set()

@@ -82,6 +82,8 @@ def predict(
 
     if output is None:
         raise AutosegError("`autoseg predict` needs output (-o)")
+    if input is not None and output.resolve() == input.resolve():
+        raise AutosegError(f"{output} holds the scans; name another folder for the label maps (-o)")
     wish = Wish(dataset, several(configuration), several(fold), plan, run)
     number = precision_of(precision)
     workspace = open_workspace(root)

@@ -14,6 +14,7 @@ from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec
 from autoseg.errors import AutosegError, nearest
 from autoseg.files import sha256_file
+from autoseg.interop.nnunet.folder import is_foreign
 from autoseg.workspace import DatasetPlaces, Fold, Workspace
 
 if TYPE_CHECKING:
@@ -220,6 +221,11 @@ def packaged(workspace: Workspace, model: str) -> Iterator["Model"]:
     from autoseg.stages.package import read_model, unpack
 
     path = Path(model).expanduser()
+    if is_foreign(path):
+        raise AutosegError(
+            f"{model} is a model of nnU-Net; `autoseg import_nnunet {model} -o NAME` makes it one of "
+            "ours, which `--model NAME` then finds"
+        )
     if path.is_file():
         with tempfile.TemporaryDirectory(prefix="autoseg-") as scratch:
             folder = Path(scratch) / "model"
@@ -232,7 +238,7 @@ def packaged(workspace: Workspace, model: str) -> Iterator["Model"]:
                 check_manifest(folder, spec)
             yield Model(spec, folder)
             return
-    names = [p.name for p in workspace.models.iterdir()] if workspace.models.is_dir() else []
+    names = workspace.model_names()
     raise AutosegError(
         f"there is no model {model!r}: neither a file, nor a folder with a model.json, nor installed "
         f"in {workspace.models}" + nearest(model, names)

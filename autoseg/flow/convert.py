@@ -49,7 +49,13 @@ def _unpacked(source: Path, into: Path, checkpoint: str) -> Iterator[Path]:
     if not source.exists():
         raise AutosegError(f"{source} does not exist; name a folder or a zip of nnU-Net")
     unpack_model(source, into, checkpoint)
-    yield into
+    if next(into.rglob("plans.json"), None) is None:
+        raise AutosegError(f"{source} holds no model of nnU-Net v2: there is no plans.json in it")
+    try:
+        yield into
+    except AutosegError as error:
+        # what was unpacked is gone when the message is read
+        raise type(error)(str(error).replace(str(into), str(source))) from error
 
 
 def import_plan(places: DatasetPlaces, source: Path, name: str) -> Plan:

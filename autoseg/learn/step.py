@@ -46,6 +46,14 @@ def choose_variant(
             return Variant(entry["precision"], entry["layout"], entry["threads"])
     limit = VARIANT_S if time_s is None else min(VARIANT_S, max(4.0, VARIANT_SHARE * time_s))
     choice = choose(memory, configuration, device, make_step, limit, again=again)
+    if choice.source == "measured":
+        log.info(
+            "a step takes %s", ", ".join(
+                f"{t.seconds:.3g} s {t.variant.precision} {t.variant.layout}"
+                + (f" {t.variant.threads} threads" if t.variant.threads else "")
+                for t in choice.timings if t.seconds is not None
+            )
+        )  # fmt: skip
     append_line(
         fold.journal,
         {"event": "variant", "device": str(device), "torch": torch.__version__,

@@ -159,4 +159,6 @@ class StepsProfile:
         self.recording.write(self.folder, device_facts(self.device) | self.facts)
         if watched:
             self._kernels.write(self.folder)
+        else:
+            log.info("no kernels.txt: that takes a run of %d steps", WARM_UP + STEPS + KERNEL_STEPS)
         log.info("where the time went (also in %s):\n%s", self.folder, self.recording.text())

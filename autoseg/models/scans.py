@@ -136,17 +136,22 @@ def foreign(case: str, spec: ModelSpec, scan: Prepared) -> list[Problem]:
     """How a scan differs from the training set in spacing and intensity range; warnings."""
     problems = []
     if spec.dimensions == 3:
-        for mm, (low, high) in zip(scan.info["spacing_mm"], spec.spacing_ranges_mm, strict=True):
-            if not low / SPACING_FACTOR <= mm <= high * SPACING_FACTOR:
-                problems.append(
-                    Problem(
-                        case,
-                        "the spacing is outside the training range",
-                        f"{mm:.3g} mm, the training cases had {low:.3g} to {high:.3g} mm",
-                        "check the header; the result may be poor",
-                        fatal=False,
-                    )
+        axes = zip(scan.info["spacing_mm"], spec.spacing_ranges_mm, strict=True)
+        odd = [
+            f"{mm:.3g} mm along axis {axis}, the training cases had {low:.3g} to {high:.3g} mm"
+            for axis, (mm, (low, high)) in enumerate(axes)
+            if not low / SPACING_FACTOR <= mm <= high * SPACING_FACTOR
+        ]
+        if odd:
+            problems.append(
+                Problem(
+                    case,
+                    "the spacing is outside the training range",
+                    "; ".join(odd),
+                    "check the header; the result may be poor",
+                    fatal=False,
                 )
+            )
     ranges = zip(spec.intensity_ranges, scan.info["intensity_ranges"], strict=True)
     for index, (known, (low, high)) in enumerate(ranges):
         if known is None:
@@ -185,8 +190,7 @@ def check_inputs(cases: Sequence[Case], spec: ModelSpec) -> list[Problem]:
                     "an image has the wrong number of channels",
                     f"{channels} found, the model needs {len(spec.channels)}: "
                     + ", ".join(spec.channels),
-                    f"give one file for each channel, {case.id}_0000 to "
-                    f"{case.id}_{len(spec.channels) - 1:04d}",
+                    "give the same channels as in training, a file each or together in one",
                 )
             )
         elif headers[0].grid.dimensions != spec.dimensions:

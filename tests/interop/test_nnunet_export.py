@@ -1,5 +1,6 @@
 """`autoseg export --nnunet` and `autoseg import_nnunet` at a shell: there and back is the same model."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,21 @@ def test_a_cascade_takes_its_stage_along(tmp_path: Path, shell) -> None:
     assert said.code == 0, said.err
     back: ModelSpec = read_model(tmp_path / "autoseg_data" / "models" / "again")
     assert back.digest == spec.digest
+
+
+def test_a_model_of_nnunet_is_told_how_to_come_in(shell, tmp_path: Path) -> None:
+    folder = tmp_path / "nnUNetTrainer__nnUNetPlans__2d"
+    folder.mkdir()
+    (folder / "plans.json").write_text("{}")
+    with zipfile.ZipFile(tmp_path / "theirs.zip", "w") as archive:
+        archive.write(folder / "plans.json", "Dataset004_X/a__b__2d/plans.json")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    (tmp_path / "in").mkdir()
+    for name in (folder.name, "theirs.zip"):
+        said = shell(f"autoseg predict --model {name} -i in -o out")
+        assert (said.code, f"`autoseg import_nnunet {name} -o NAME`" in said.err) == (2, True)
+    said = shell("autoseg import_nnunet empty.zip")
+    assert (said.code, "empty.zip holds no model of nnU-Net v2" in said.err) == (2, True)
+    said = shell("autoseg predict --model theirs.zip -i in -o in")
+    assert (said.code, "in holds the scans; name another folder" in said.err) == (2, True)

@@ -179,6 +179,23 @@ def stage_of(one: Trained, name: str, found: Sequence[Trained]) -> Trained:
 # ---- zips
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a folder or a zip looks like a model of nnU-Net: there is a plans.json in it."""
+    if path.is_dir():
+        return any(next(path.glob(where), None) for where in ("plans.json", "*/plans.json"))
+    if not path.is_file():
+        return False
+    try:
+        with (
+            open(path, "rb", buffering=0) as raw,
+            BoundedFile(raw, path.stat().st_size, DIRECTORY_LIMIT) as bounded,
+            zipfile.ZipFile(bounded) as archive,
+        ):
+            return any(PurePosixPath(name).name == "plans.json" for name in archive.namelist())
+    except (OSError, *DAMAGE):
+        return False
+
+
 def unpack_model(path: Path, into: Path, checkpoint: str) -> None:
     """Unpack what is needed of a model zip below `into`.
 
