@@ -32,6 +32,7 @@ def predict(
     skip_air: bool = False,
     series: tuple[str, ...] = (),
     format: str = "nifti",
+    accept_uneven: bool = False,
     profile: bool = False,
     strict: bool = False,
     workers: int = 1,
@@ -61,6 +62,7 @@ def predict(
     skip_air: do not look at tiles that hold only air: faster on scans with much of it
     series: of DICOM, which series: its number, UID or description, one a channel; all for each
     format: of DICOM, the results' form: nifti, dicom-seg or rtstruct
+    accept_uneven: of DICOM, take slices with gaps as evenly spaced
     profile: write into OUTPUT/profile where the time went
     strict: treat a scan unlike the training set as an error
     workers: processes that share the scans
@@ -92,8 +94,9 @@ def predict(
         places = places_of(workspace, dataset)
         wish = replace(wish, dataset=places.name)
     clinical = input is not None and not use.holds_images(input) and holds_dicom(input)
-    if (series or format != "nifti") and not clinical:
-        raise AutosegError("--series and --format are for DICOM; the input holds none")
+    given = {"--series": series, "--format": format != "nifti", "--accept-uneven": accept_uneven}
+    if any(given.values()) and not clinical:
+        raise use.no_dicom(input, [name for name, value in given.items() if value])
     with wished(workspace, wish, model) as chosen:
         checked_runtime(chosen, runtime)
         speaker = narrowed(chosen, fast=fast, precision=number)
@@ -104,7 +107,8 @@ def predict(
         if clinical and input is not None:
             from autoseg.flow.dicom import segmented
 
-            return segmented(speaker, input, output, series=several(series), form=format, **how)
+            how |= {"series": several(series), "form": format, "accept_uneven": accept_uneven}
+            return segmented(speaker, input, output, **how)
         return use.predictions(speaker, use.input_cases(input, places), output, **how)
 
 

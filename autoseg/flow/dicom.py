@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.documents.dataset import Case
 from autoseg.documents.model import ModelSpec
-from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
-from autoseg.files import Lock, explaining, sha256_file
+from autoseg.errors import AutosegError, BadData, Busy, Problem, raise_fatal
+from autoseg.files import Lock, sha256_file
 from autoseg.flow.use import predictions
 from autoseg.image.reading import read_labels
 from autoseg.interop.dicom.choosing import Scan, choose
+from autoseg.interop.dicom.modality import of_another_modality
 from autoseg.interop.dicom.pixels import read_scan
 from autoseg.interop.dicom.results import ending_of, write_channels, write_result
 from autoseg.interop.dicom.series import find
@@ -39,47 +40,56 @@ def segmented(
     *,
     series: Sequence[str] = (),
     form: str = "nifti",
+    accept_uneven: bool = False,
+    strict: bool = False,
     **how: Any,
 ) -> "Predicted":
     """Label maps of the scans in a folder or zip of DICOM; `how` is handed to `predictions`.
 
-    Raises AutosegError, with a list, where it cannot be told which series is meant, and BadData
-    naming the scans that failed; the others are written.
+    With `accept_uneven` slices with gaps are taken as evenly spaced. Raises AutosegError, with a
+    list, where it cannot be told which series is meant, and BadData naming the scans that failed;
+    the others are written. Where every scan is refused, nothing is.
     """
+    from autoseg.stages.predict import Predicted
+
     ending_of(form)
     found = find(source)
     raise_fatal(found.problems)
     scans, odd = choose(found, series)
-    _tell(odd)
-    with explaining(output, "write to"):
-        output.mkdir(parents=True, exist_ok=True)
+    _tell([*(p for p in found.problems if not p.fatal), *odd])
     cases: dict[str, Case] = {}
     failed: list[Problem] = []
+    elsewhere: list[str] = []
     for scan in scans:
+        unlike = list(of_another_modality(scan, model.spec.channels))
+        if strict and unlike:
+            failed += unlike
+            continue
+        _tell(unlike)
         try:
-            cases[scan.case] = _as_files(scan, output / ".autoseg" / "dicom")
+            cases[scan.case] = _as_files(scan, output / ".autoseg" / "dicom", accept_uneven)
         except BadData as error:
             failed += error.problems
-    done = None
+        except Busy:
+            elsewhere.append(scan.case)
+    done = Predicted()
     if cases:
         try:
-            done = predictions(model, list(cases.values()), output, **how)
+            done = predictions(model, list(cases.values()), output, strict=strict, **how)
         except BadData as error:
             failed += error.problems
-    lost = {problem.case for problem in failed}
+    done.elsewhere += elsewhere
+    apart = {problem.case for problem in failed} | set(done.elsewhere)
     for scan in scans:
-        if form != "nifti" and scan.case in cases and scan.case not in lost:
+        if form != "nifti" and scan.case in cases and scan.case not in apart:
             try:
-                written = _put_back(scan, output, model.spec, form)
+                done.results += _put_back(scan, output, model.spec, form)
             except BadData as error:
                 failed += error.problems
             except AutosegError as error:
                 fault = "a result could not be written"
                 failed.append(Problem(scan.case, fault, str(error), "read the reason"))
-            else:
-                if done is not None and written is not None:
-                    done.written.append(written)
-    if failed or done is None:
+    if failed:
         raise BadData(failed)
     return done
 
@@ -89,35 +99,41 @@ def _tell(problems: Sequence[Problem]) -> None:
         log.warning("%s: %s (%s)", problem.case, problem.what, problem.found)
 
 
-def _as_files(scan: Scan, folder: Path) -> Case:
-    """The scan as files of a case; written unless that was done. Raises BadData."""
+def _as_files(scan: Scan, folder: Path, accept_uneven: bool) -> Case:
+    """The scan as files of a case; written unless that was done. Raises BadData, Busy."""
     paths = tuple(folder / f"{scan.case}_{n:04d}.nii.gz" for n in range(len(scan.channels)))
     kept = folder / f"{scan.case}.json"
-    stamp = Stamp("dicom", VERSION, {"scan": scan.digest})
-    with Lock(folder / f"{scan.case}.lock", f"scan {scan.case}"):
-        if standing(kept, stamp).state == "current" and all(path.exists() for path in paths):
-            return Case(scan.case, paths, None)
-        volume, odd = read_scan(scan, STORED)
+    options = {"accept_uneven": True} if accept_uneven else {}
+    stamp = Stamp("dicom", VERSION, {"scan": scan.digest}, options)
+
+    def there() -> bool:
+        return standing(kept, stamp).state == "current" and all(path.exists() for path in paths)
+
+    if not there():
+        # read before anything is locked: a scan that is refused leaves nothing behind
+        volume, odd = read_scan(scan, STORED, accept_uneven=accept_uneven)
         _tell(odd)
-        paths = tuple(write_channels(folder, scan.case, volume))
-        stamp.write(kept)
+        with Lock(folder / f"{scan.case}.lock", f"scan {scan.case}"):
+            if not there():
+                paths = tuple(write_channels(folder, scan.case, volume))
+                stamp.write(kept)
     return Case(scan.case, paths, None)
 
 
-def _put_back(scan: Scan, output: Path, spec: ModelSpec, form: str) -> Path | None:
-    """The result on the scan's series; None if it stands already, or another process is at it."""
+def _put_back(scan: Scan, output: Path, spec: ModelSpec, form: str) -> list[Path]:
+    """The result on the scan's series, if it was written now and did not stand already."""
     labels = output / f"{scan.case}.nii.gz"
     if not labels.exists():
-        return None
+        return []
     kept = output / ".autoseg" / "dicom" / f"{scan.case}.{form}.json"
     stamp = Stamp("dicom result", VERSION, {"labels": sha256_file(labels), "scan": scan.digest})
     path = output / f"{scan.case}{ending_of(form)}"
     if path.exists() and standing(kept, stamp).state == "current":
-        return None
+        return []
     volume, _ = read_labels(labels, STORED)
     path, odd = write_result(
         output, volume.array[0], STORED, scan, spec.labels, form, model=spec.name
     )
     _tell(odd)
     stamp.write(kept)
-    return path
+    return [path]

@@ -14,6 +14,7 @@ from autoseg.documents.onnx import is_onnx
 from autoseg.documents.report import Report
 from autoseg.errors import AutosegError, BadData, raise_fatal
 from autoseg.image.reading import suffix_of
+from autoseg.interop.dicom.source import opened
 from autoseg.pool import cores
 from autoseg.workspace import DatasetPlaces
 
@@ -39,16 +40,58 @@ def input_cases(folder: Path | None, places: DatasetPlaces | None) -> list[Case]
         if not dataset.test_cases:
             raise AutosegError(f"{places.name} has no imagesTs; name a folder with -i")
         return list(dataset.test_cases)
+    if folder.is_file():
+        raise AutosegError(_of_no_use(folder))
     images, problems = find_images(folder)
     raise_fatal(problems)
     if not images:
-        raise AutosegError(f"{folder} holds no image; expected files such as CASE_0000.nii.gz")
+        raise AutosegError(
+            f"{folder} holds no image; expected files such as CASE_0000.nii.gz, or DICOM files in "
+            "it or in folders below it"
+        )
     return [Case(case, files, None) for case, files in sorted(images.items())]
 
 
 def holds_images(folder: Path) -> bool:
     """Whether a folder holds files that are images by their names."""
     return folder.is_dir() and any(suffix_of(path) for path in folder.iterdir())
+
+
+def no_dicom(source: Path | None, options: Sequence[str]) -> AutosegError:
+    """Why options for DICOM cannot be used with this input."""
+    named = " and ".join(options)
+    if source is None:
+        return AutosegError(f"{named}: for DICOM only; name a folder or zip of it with -i")
+    if source.is_file():
+        return AutosegError(_of_no_use(source))
+    if not source.exists():
+        return AutosegError(f"cannot read {source}: it does not exist")
+    if holds_images(source):
+        return AutosegError(f"{named}: for DICOM only; {source} holds images of other formats")
+    return AutosegError(
+        f"{source} holds no DICOM, which {named} needs, and no image; expected DICOM files in it or "
+        "in folders below it, or files such as CASE_0000.nii.gz"
+    )
+
+
+def _of_no_use(path: Path) -> str:
+    """What is said of a file that is no input: neither a folder, nor does it hold DICOM."""
+    if not path.stat().st_size:
+        return f"{path} is empty (0 bytes); copy it again"
+    suffix = suffix_of(path)
+    if suffix:
+        folder = path.resolve().parent
+        return f"{path} is one image; give the folder that holds it (-i {folder})"
+    with opened(path) as source:
+        if source.archive is None:
+            return f"{path} is neither a folder of images, nor DICOM, nor a zip of it"
+        names = [item.name for item in source.items()]
+    if not names:
+        return f"{path} is an empty zip: it holds no file; copy or pack it again"
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    images = any(suffix_of(Path(name)) for name in names)
+    advice = "unpack it and give the folder of the images" if images else "give another"
+    return f"{path} holds no DICOM, but {shown}; {advice}"
 
 
 def predictions(

@@ -147,6 +147,9 @@ class Predicted:
     """What came of a prediction."""
 
     written: list[Path] = field(default_factory=list)
+    """Label maps, one a scan."""
+    results: list[Path] = field(default_factory=list)
+    """The same in another form, which was asked for beside them."""
     skipped: int = 0
     """Cases that were done already."""
     elsewhere: list[str] = field(default_factory=list)
@@ -163,6 +166,10 @@ class Predicted:
         """What a person wants to know of it."""
         done = f", {self.skipped} were there already" if self.skipped else ""
         yield f"{len(self.written)} label maps written{done}"
+        if self.results:
+            names = ", ".join(path.name for path in self.results[:3])
+            more = ", …" if len(self.results) > 3 else ""
+            yield f"{len(self.results)} of them also written as DICOM: {names}{more}"
         if self.elsewhere:
             yield f"{len(self.elsewhere)} are being made by another process"
         if self.tiles:

@@ -19,6 +19,7 @@ pytest.importorskip("pylibjpeg")
 from pydicom.uid import (  # noqa: E402
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
     RLELossless,
 )
 
@@ -422,12 +423,33 @@ def test_a_cut_off_slice_is_named(tmp_path: Path) -> None:
     assert "s003.dcm" in refusal(tmp_path) and "cut off" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "deflated", "RLE"])
+def test_a_slice_with_half_of_its_pixels_is_told_as_cut_off(tmp_path: Path, syntax: str) -> None:
+    """However it is stored; and it is never advised to leave a gap in its place."""
+    path = tmp_path / "s003.dcm"
+    dataset = write_series(tmp_path, blobs((6, 60, 48)))[2]
+    if syntax == "RLE":
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    elif syntax == "deflated":
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    elif syntax == "implicit":
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(0.7 * len(whole))])
+    said = refusal(tmp_path)
+    assert "s003.dcm" in said
+    assert "cut off" in said
+    assert "or take the file out" not in said
+
+
 @pytest.mark.parametrize("kept", [140, 200, 400, 700])
 def test_a_header_cut_anywhere_is_an_explained_problem(tmp_path: Path, kept: int) -> None:
+    """Of the last slice, too, which leaves no gap."""
     write_series(tmp_path)
-    path = tmp_path / "s003.dcm"
+    path = tmp_path / "s006.dcm"
     path.write_bytes(path.read_bytes()[:kept])
-    assert refusal(tmp_path)
+    assert "s006.dcm" in refusal(tmp_path) and "cut off" in refusal(tmp_path)
 
 
 def test_a_huge_image_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:

@@ -13,6 +13,17 @@ from autoseg.interop.dicom.source import Damaged, damage
 Vector = tuple[float, float, float]
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+IMAGES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.4",
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.128",
+    "1.2.840.10008.5.1.4.1.1.130",
+    "1.2.840.10008.5.1.4.1.1.20",
+)
+"""What CT, MR, PET and nuclear medicine store their images as, enhanced ones too."""
+
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "FID")
 VOLUMETRIC = ("CT", "MR", "PT", "NM")
@@ -93,13 +104,24 @@ def frames_of(dataset: Any, name: str, size: int) -> list[Frame]:
         if _text(dataset, "Modality") in NO_IMAGES or _sop_class(dataset) in SEGMENTATIONS:
             return []
         if "Rows" not in dataset or "Columns" not in dataset:
-            if _text(dataset, "Modality") in VOLUMETRIC and "ImagePositionPatient" in dataset:
-                raise ValueError("an image without Rows and Columns")
+            if _begins_an_image(dataset):
+                raise ValueError("an image without Rows and Columns: it is cut off, or damaged")
             return []
         instance = _instance(dataset, name, size)
         if min(instance.rows, instance.columns, instance.samples, instance.frames) < 1:
             raise ValueError(f"an image of {instance.rows} x {instance.columns} pixels")
         return [_frame(dataset, instance, index) for index in range(instance.frames)]
+
+
+def _begins_an_image(dataset: Any) -> bool:
+    """Whether a header without a size is what is left of an image, as far as that can be known."""
+    placed = _text(dataset, "Modality") in VOLUMETRIC and "ImagePositionPatient" in dataset
+    # passed over it would be a slice that nobody misses, if it is the first or the last one
+    nothing = not len(dataset) and bool(getattr(dataset, "preamble", None))
+    # the file's own header comes first, and is whole where that of the image is cut within its class
+    meta = getattr(dataset, "file_meta", {})
+    stored_as = _text(meta, "MediaStorageSOPClassUID") or _sop_class(dataset)
+    return placed or nothing or stored_as in IMAGES
 
 
 def every_frame(dataset: Any, name: str) -> list[Frame]:

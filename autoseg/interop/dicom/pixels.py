@@ -38,6 +38,9 @@ RLE = "1.2.840.10008.1.2.5"
 STANDS_OUT = 0.02
 """Of the range of real values: padding nearer to it than this is left as it is."""
 
+AGAIN = "export or copy the series again: without this file it would have a gap"
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
 BYTES_A_VOXEL = 9
 """float32, its copy in the plan's axes, and the mask of padding."""
 
@@ -179,11 +182,9 @@ def _voxels(
                 array[:, at] = values
                 if padded is not None and holes is not None:
                     padded[at] = holes
-        except Damaged as error:
-            problem = damaged_file(case, f"{name}: {error}")
-            raise BadData([problem]) from error
-        except DAMAGE as error:
-            raise BadData([damaged_file(case, f"{name}: {error}")]) from error
+        except (Damaged, *DAMAGE) as error:
+            reason = f"{name}: {str(error) or type(error).__name__}"
+            raise BadData([damaged_file(case, reason, AGAIN)]) from error
     problems: list[Problem] = []
     if padded is not None and padded.any() and colours == 1:
         problems += _without_padding(case, array[0], padded)
@@ -231,6 +232,9 @@ def _decoded(
             there = len(dataset.get("PixelData") or ())
             if whole and "PixelData" in dataset and there < expected:
                 raise ValueError(f"{there} of {expected} bytes of pixels are there: it is cut off")
+            if not any(kind in dataset for kind in PIXELS):
+                # what ends within its pixels is read as if it had none
+                raise ValueError("it is cut off before the end of its pixels, or holds none")
             # the Rust decoder of RLE panics on damaged frames, which nothing but itself can catch
             plugin = "pydicom" if dataset.file_meta.get("TransferSyntaxUID") == RLE else ""
             chosen = [frame.index for frame in frames]

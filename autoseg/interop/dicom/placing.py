@@ -116,7 +116,7 @@ def _uneven(
     *,
     fatal: bool,
 ) -> Iterator[Problem]:
-    fix = "export the whole series again, or accept that slices are taken as evenly spaced"
+    fix = "export the whole series again, or take its slices as evenly spaced (--accept-uneven)"
     steps = gaps_mm / spacing_mm
     whole = np.rint(steps)
     if np.all(np.abs(steps - whole) <= PLACE_TOLERANCE * np.maximum(whole, 1)) and whole.max() > 1:

@@ -243,6 +243,8 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
     content = unpacker.decompress(stream.read(), limit)
     if unpacker.unconsumed_tail:
         raise ValueError(f"it unpacks to more than {limit / 2**30:.1f} GiB")
+    if not unpacker.eof:
+        raise ValueError("it is cut off")
     meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     plain = io.BytesIO()
     plain.write(preamble)
@@ -253,10 +255,10 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
     return plain
 
 
-def damaged_file(name: str, reason: str) -> Problem:
+def damaged_file(name: str, reason: str, fix: str = "") -> Problem:
     """The Problem of a DICOM file that cannot be used."""
-    fix = "export the series again, or take the file out"
-    return Problem(name, "a DICOM file cannot be used", reason, fix)
+    otherwise = "export the series again; take the file out only if it is none of its slices"
+    return Problem(name, "a DICOM file cannot be used", reason, fix or otherwise)
 
 
 def _hidden(name: str) -> bool:
