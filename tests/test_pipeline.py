@@ -283,7 +283,7 @@ def test_a_spacing_unlike_the_training_set(
     nib.save(image, tmp_path / "in" / "odd_0000.nii.gz")
     said = shell("autoseg predict -i in -o out --strict")
     assert said.code == 2
-    assert f"{3 * scale:.3g} mm, the training cases had 3 to 3 mm" in said.err
+    assert f"{3 * scale:.3g} mm along axis 0, the training cases had 3 to 3 mm" in said.err
 
 
 def test_folds_are_averaged_and_all_trains_on_everything(shell, tiny: Path, tmp_path: Path) -> None:
