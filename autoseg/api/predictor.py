@@ -43,6 +43,7 @@ class Predictor:
         from autoseg.documents.onnx import is_onnx
         from autoseg.flow.ask import precision_of
         from autoseg.flow.choose import Wish, wished
+        from autoseg.infer.resample import resampling_on
         from autoseg.learn.device import pick_device
         from autoseg.models.members import narrowed
         from autoseg.models.segment import Segmenter
@@ -56,7 +57,8 @@ class Predictor:
             )
             chosen = narrowed(chosen, fast=fast, precision=precision_of(precision))
             own = "cpu" if is_onnx(chosen.spec) else None
-            self._segmenter = Segmenter(chosen, pick_device(device or own))
+            place = pick_device(device or own)
+            self._segmenter, self._resample = Segmenter(chosen, place), resampling_on(place)
         self.spec, self._skip_air = chosen.spec, skip_air
 
     @property
@@ -105,7 +107,7 @@ class Predictor:
         from autoseg.image.volume import Grid
         from autoseg.models.scans import made_ready
 
-        ready = made_ready(scan, self.spec, air=self._skip_air)
+        ready = made_ready(scan, self.spec, air=self._skip_air, resample=self._resample)
         info = ready.first.info
         return Grid.from_dict(dict(info["grid"])), self._segmenter.classes(ready), info["axes"]
 

@@ -6,7 +6,7 @@ The order is nnU-Net's: arrange, crop to what is not zero, normalise, then resam
 import dataclasses
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +18,12 @@ from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.image.geometry import Box, nonzero_box, nonzero_limits
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
-from autoseg.image.resample import resample_image, resample_labels, resampled_shape
+from autoseg.image.resample import Resampling, resample_image, resample_labels, resampled_shape
 from autoseg.image.volume import Volume
 
 BYTES_PER_VOXEL = 4
 
-
-class Resampling(Protocol):
-    """How an image gets to its grid: `image.resample.resample_image`, or the same on a card."""
-
-    def __call__(
-        self,
-        image: npt.NDArray[np.float32],
-        shape: Sequence[int],
-        *,
-        spacing_mm: Sequence[float],
-        target_mm: Sequence[float],
-        order: int,
-        order_z: int,
-        separate_z_above: float | None,
-    ) -> npt.NDArray[np.float32]: ...
+Classes = npt.NDArray[np.int16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,25 +73,16 @@ def prepare_volume(
     The volume's array is written over where no copy is needed.
     """
     image = np.ascontiguousarray(volume.array, dtype=np.float32)
-    if len(image) != len(preparation.channels):
-        found = f"{len(image)} channels, the model was made for {len(preparation.channels)}"
+    channels = preparation.channels
+    if len(image) != len(channels):
+        found = f"{len(image)} channels, the model was made for {len(channels)}"
         fix = "give the same channels in the same order as in training"
         raise BadData([Problem(name, "an image has the wrong number of channels", found, fix)])
     classes = None if labels is None else preparation.labels.to_classes(labels.array[0])
     arranged_shape = image.shape[1:]
     ranges = [[float(channel.min()), float(channel.max())] for channel in image]
-    box: Box = (slice(None), slice(None), slice(None))
-    mask = None
-    if preparation.crop == "nonzero":
-        if classes is None and not any(c.use_mask for c in preparation.channels):
-            box = nonzero_limits(image)
-        else:
-            box, mask = nonzero_box(image)
-        image = np.ascontiguousarray(image[(slice(None), *box)])
-        if classes is not None and mask is not None:
-            classes = _marked_outside(classes[box], mask)
+    image, classes, box, mask = _cropped(image, classes, preparation)
     cropped_shape = image.shape[1:]
-    channels = preparation.channels
     image = normalise(
         image,
         [c.scheme for c in channels],
@@ -114,25 +91,18 @@ def prepare_volume(
     )
     target_mm = target_spacing(preparation, volume.spacing_mm)
     shape = resampled_shape(cropped_shape, volume.spacing_mm, target_mm)
-    image = resample(
-        image,
-        shape,
-        spacing_mm=volume.spacing_mm,
-        target_mm=target_mm,
-        order=preparation.image_order,
-        order_z=preparation.image_order_z,
-        separate_z_above=preparation.separate_z_above,
-    )
+    spacings: dict[str, Any] = {
+        "spacing_mm": volume.spacing_mm,
+        "target_mm": target_mm,
+        "separate_z_above": preparation.separate_z_above,
+    }
+    order, order_z = preparation.image_order, preparation.image_order_z
+    image = resample(image, shape, order=order, order_z=order_z, **spacings)
     if classes is not None:
+        order, order_z = preparation.label_order, preparation.label_order_z
+        unlabelled = None if preparation.labels.ignore is None else IGNORE
         classes = resample_labels(
-            classes,
-            shape,
-            spacing_mm=volume.spacing_mm,
-            target_mm=target_mm,
-            order=preparation.label_order,
-            order_z=preparation.label_order_z,
-            separate_z_above=preparation.separate_z_above,
-            unlabelled=None if preparation.labels.ignore is None else IGNORE,
+            classes, shape, order=order, order_z=order_z, unlabelled=unlabelled, **spacings
         ).astype(np.int16, copy=False)
     limits = [part.indices(size)[:2] for part, size in zip(box, arranged_shape, strict=True)]
     info = {
@@ -149,9 +119,22 @@ def prepare_volume(
     return Prepared(image, classes, info)
 
 
-def _marked_outside(
-    classes: npt.NDArray[np.int16], mask: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int16]:
+def _cropped(
+    image: npt.NDArray[np.float32], classes: Classes | None, preparation: Preparation
+) -> tuple[npt.NDArray[np.float32], Classes | None, Box, npt.NDArray[np.bool_] | None]:
+    """Image and class indices within the nonzero box, the box, and the mask where one was made."""
+    if preparation.crop != "nonzero":
+        return image, classes, (slice(None), slice(None), slice(None)), None
+    if classes is None and not any(c.use_mask for c in preparation.channels):
+        box = nonzero_limits(image)
+        return np.ascontiguousarray(image[(slice(None), *box)]), None, box, None
+    box, mask = nonzero_box(image)
+    if classes is not None:
+        classes = _marked_outside(classes[box], mask)
+    return np.ascontiguousarray(image[(slice(None), *box)]), classes, box, mask
+
+
+def _marked_outside(classes: Classes, mask: npt.NDArray[np.bool_]) -> Classes:
     """Class indices with OUTSIDE where the image is zero and labelled as background.
 
     What nobody labelled stays so: whether it is background is not known.

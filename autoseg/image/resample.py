@@ -10,6 +10,7 @@ A volume goes slab by slab: besides what comes in and what goes out, some tens o
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,22 @@ def resampled_shape(
     """The voxel counts at the target spacing: rounded (half to even), at least 1."""
     ratios = zip(shape, spacing_mm, target_mm)
     return tuple(max(1, round(mm / target * n)) for n, mm, target in ratios)
+
+
+class Resampling(Protocol):
+    """How an image gets to its grid: `resample_image`, or the same on a card."""
+
+    def __call__(
+        self,
+        image: NDArray[np.float32],
+        shape: Sequence[int],
+        *,
+        spacing_mm: Sequence[float],
+        target_mm: Sequence[float],
+        order: int,
+        order_z: int,
+        separate_z_above: float | None,
+    ) -> NDArray[np.float32]: ...
 
 
 def resample_image(

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.image import resample
-from autoseg.image.resample import ANISOTROPY_THRESHOLD, blocks_of, checked_shape
+from autoseg.image.resample import (
+    ANISOTROPY_THRESHOLD,
+    Resampling,
+    blocks_of,
+    checked_shape,
+)
 
 
 def resample_image(
@@ -44,6 +49,11 @@ def resample_image(
                 ahead, there = channel.float().movedim(apart, 0), result.movedim(apart, 0)
                 there.copy_(_resized_apart(ahead, tuple(there.shape), order, order_z))
     return out
+
+
+def resampling_on(device: torch.device) -> Resampling:
+    """How scans get to their grid where networks run on `device`: there, if it is a card."""
+    return resample.resample_image if device.type == "cpu" else OnDevice(device)
 
 
 class OnDevice:
@@ -84,7 +94,10 @@ class OnDevice:
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Matrix products in float32: a card's TF32 keeps ten bits, three digits."""
+    """Matrix products in float32: a card's TF32 keeps ten bits, three digits.
+
+    Holds for all threads; a network that runs meanwhile is but more exact.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,6 +1,6 @@
 """A scan to be segmented: from files or an array, prepared for a model, and what it must be like.
 
-Nothing here computes with torch, so that a scan can be read while a network works on another one.
+A scan can be read here, on a thread of its own, while a network works on another one.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from autoseg.documents.model import Member, ModelSpec
 from autoseg.errors import AutosegError, Problem, raise_fatal
 from autoseg.image.geometry import arrange
 from autoseg.image.reading import read_header, read_image
+from autoseg.image.resample import Resampling, resample_image
 from autoseg.image.volume import Grid, Volume
 from autoseg.infer.air import Air
 from autoseg.timing import part
@@ -52,11 +53,13 @@ class Ready:
         return self.prepared[member.configuration.preparation.key]
 
 
-def made_ready(scan: Scan, spec: ModelSpec, *, air: bool = False) -> Ready:
+def made_ready(
+    scan: Scan, spec: ModelSpec, *, air: bool = False, resample: Resampling = resample_image
+) -> Ready:
     """A scan read once and prepared for every member of a model; with `air` that is looked for.
 
-    Computes nothing with torch, so that it may run beside a network. Raises BadData if the scan
-    cannot be used.
+    `resample` brings images to the members' grids (`infer.resample.resampling_on`). May run beside
+    a network. Raises BadData if the scan cannot be used.
     """
     wanted = {m.configuration.preparation.key: m.configuration.preparation for m in spec.members}
     wanted |= {m.configuration.preparation.key: m.configuration.preparation for m in spec.stages}
@@ -75,7 +78,9 @@ def made_ready(scan: Scan, spec: ModelSpec, *, air: bool = False) -> Ready:
             # preparing may change the array, which others still need
             own = volume if preparation is alike[-1] else replace(volume, array=volume.array.copy())
             with part("prepare"):
-                prepared[preparation.key] = prepare_volume(scan.name, own, preparation)
+                prepared[preparation.key] = prepare_volume(
+                    scan.name, own, preparation, resample=resample
+                )
     first = prepared[spec.members[0].configuration.preparation.key]
     return Ready(scan, prepared, first, found, odd)
 

@@ -35,6 +35,7 @@ from autoseg.files import (
 from autoseg.image.reading import ending_for, write_image
 from autoseg.image.volume import Grid
 from autoseg.infer.meaning import painted, probabilities
+from autoseg.infer.resample import resampling_on
 from autoseg.models.members import Model, member_of
 from autoseg.models.overlap import overlapped
 from autoseg.models.probabilities import ProbabilityFile, described_by
@@ -296,6 +297,9 @@ class _Work:
     skip_air: bool
     segmenter: Segmenter | None = None
 
+    def __post_init__(self) -> None:
+        self.resample = resampling_on(self.device)
+
     def fits(self, case: Case) -> bool:
         """Whether a scan can be read while another one is computed."""
         members = self.model.spec.every_member()
@@ -330,7 +334,9 @@ class _Work:
         if current and self._complete(job):
             job.state = "there"
             return
-        job.ready = made_ready(scan_of_case(case), self.model.spec, air=self.skip_air)
+        job.ready = made_ready(
+            scan_of_case(case), self.model.spec, air=self.skip_air, resample=self.resample
+        )
         unlike = foreign(case.id, self.model.spec, job.ready.first)
         job.warnings += [*job.ready.odd, *unlike]
         if self.strict and unlike:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autoseg.image import resample
-from autoseg.infer.resample import OnDevice, resample_image
+from autoseg.infer.resample import OnDevice, resample_image, resampling_on
 
 ISO = (1.0, 1.0, 1.0)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
@@ -76,3 +76,9 @@ def test_arrays_are_sent_and_fetched_and_a_full_card_leaves_it_to_the_processor(
 def test_three_spatial_axes_are_asked_for() -> None:
     with pytest.raises(ValueError, match="three spatial axes"):
         resample_image(torch.ones(1, 2, 2), (3, 3), spacing_mm=ISO, target_mm=ISO)
+
+
+def test_scans_are_resampled_where_the_networks_run() -> None:
+    assert resampling_on(torch.device("cpu")) is resample.resample_image
+    on_card = resampling_on(torch.device("cuda"))
+    assert isinstance(on_card, OnDevice) and on_card.device.type == "cuda"

@@ -15,6 +15,7 @@ from autoseg.errors import AutosegError, BadData
 from autoseg.files import Lock, is_locked
 from autoseg.flow import use
 from autoseg.image.reading import read_labels
+from autoseg.infer.resample import OnDevice
 from autoseg.models.members import Model, narrowed
 from autoseg.models.scans import made_ready, scan_of_case
 from autoseg.models.segment import Segmenter
@@ -74,6 +75,20 @@ def test_scans_are_what_each_would_be_alone(model, cases, tmp_path):
         np.testing.assert_array_equal(found.array[0], want)
     again = predict(model, cases, out, device=CPU)
     assert (again.written, again.skipped) == ([], 4)
+
+
+def test_a_scan_that_is_resampled_where_the_networks_run_is_the_same(single, cases):
+    sent = []
+
+    class Noting(OnDevice):
+        def __call__(self, image, shape, **named):
+            sent.append((image.shape[1:], tuple(shape)))
+            return super().__call__(image, shape, **named)
+
+    plain = made_ready(scan_of_case(cases[0]), single.spec).first
+    there = made_ready(scan_of_case(cases[0]), single.spec, resample=Noting(CPU)).first
+    assert sent == [(tuple(plain.info["cropped_shape"]), plain.image.shape[1:])]
+    np.testing.assert_allclose(there.image, plain.image, atol=1e-5)
 
 
 def test_while_one_is_computed_the_next_is_read_and_the_last_written(
