@@ -6,6 +6,7 @@ for one channel of a scan. Products are in full float32, whatever precision is s
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ from autoseg.image.resample import (
     blocks_of,
     checked_shape,
 )
+from autoseg.infer.together import ALONE, free_card_bytes
+
+COPIES = 3
+"""Of a channel on both grids: what comes in, what goes out, and one between."""
+SHARE = 0.25
+"""Of the card's free memory that a channel may take while networks run there."""
 
 
 def resample_image(
@@ -74,22 +81,31 @@ class OnDevice:
         separate_z_above: float | None = ANISOTROPY_THRESHOLD,
     ) -> NDArray[np.float32]:
         """The array (C, *S) on a grid of `shape`; channel by channel, to be small on the device."""
-        out = np.empty((len(image), *checked_shape(image.shape[1:], shape)), np.float32)
+        new_shape = checked_shape(image.shape[1:], shape)
+        out = np.empty((len(image), *new_shape), np.float32)
+        needed = COPIES * 4 * (prod(image.shape[1:]) + prod(new_shape))
         for index in range(len(image)):
             channel = image[index : index + 1]
             try:
-                sent = torch.from_numpy(np.ascontiguousarray(channel, np.float32)).to(self.device)
-                made = resample_image(
-                    sent, shape, spacing_mm=spacing_mm, target_mm=target_mm,
-                    order=order, order_z=order_z, separate_z_above=separate_z_above,
-                )  # fmt: skip
-                out[index] = made[0].cpu().numpy()
+                with ALONE:
+                    self._make_sure_of(needed)
+                    sent = torch.from_numpy(np.ascontiguousarray(channel, np.float32))
+                    made = resample_image(
+                        sent.to(self.device), shape, spacing_mm=spacing_mm, target_mm=target_mm,
+                        order=order, order_z=order_z, separate_z_above=separate_z_above,
+                    )  # fmt: skip
+                    out[index] = made[0].cpu().numpy()
             except torch.OutOfMemoryError:
                 out[index] = resample.resample_image(
                     channel, shape, spacing_mm=spacing_mm, target_mm=target_mm,
                     order=order, order_z=order_z, separate_z_above=separate_z_above,
                 )[0]  # fmt: skip
         return out
+
+    def _make_sure_of(self, needed_bytes: int) -> None:
+        """Raises OutOfMemoryError where networks that run meanwhile would be left too little."""
+        if self.device.type == "cuda" and needed_bytes > SHARE * free_card_bytes(self.device):
+            raise torch.OutOfMemoryError("the card is left to the networks")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ long for 8 channels of 40 x 56 x 40), and more than two gained nothing on any ne
 card as many as its free memory holds, by what one sample took there; half of them after an error.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from math import prod
 
@@ -21,6 +22,9 @@ CARD_SHARE = 0.7
 CARD_VOXELS = 1 << 23
 """A card is busy with so many voxels at once: four patches of 128 x 128 x 128."""
 CARD_MOST = 64
+
+ALONE = threading.Lock()
+"""Held while a card is measured, and by a reader's thread while it computes there."""
 
 Speaker = Callable[[Tensor], Sequence[Tensor]]
 """A network: a float32 batch (N, C, *patch) to a list of logits, finest first."""
@@ -67,7 +71,7 @@ class Together:
             # what is stacked, and turned back, is there beside what the network needs
             each = taken // len(batch) + 4 * (batch[0].numel() + 2 * logits[0].numel())
             most = min(CARD_MOST, max(2, CARD_VOXELS // prod(shape[1:])))
-            room = int(CARD_SHARE * _free_bytes(self.device)) // max(1, each)
+            room = int(CARD_SHARE * free_card_bytes(self.device)) // max(1, each)
             self._sizes[shape] = max(1, min(most, room))
             return logits
         torch.cuda.empty_cache()
@@ -76,13 +80,14 @@ class Together:
 
 def _measured(device: torch.device, compute: Callable[[], Tensor]) -> tuple[Tensor, int]:
     """What is computed on a card, and the most bytes that it took beside what was there."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    made = compute()
-    return made, torch.cuda.max_memory_allocated(device) - before
+    with ALONE:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        made = compute()
+        return made, torch.cuda.max_memory_allocated(device) - before
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_card_bytes(device: torch.device) -> int:
     """What this process can still take of a card: free, or kept by torch and not in use."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept

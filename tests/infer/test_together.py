@@ -22,7 +22,7 @@ class Card:
         self.room, self.calls = room, []
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(together, "_measured", lambda device, compute: (compute(), taken))
-        monkeypatch.setattr(together, "_free_bytes", lambda device: free)
+        monkeypatch.setattr(together, "free_card_bytes", lambda device: free)
 
     def speaker(self, net):
         def said(x):
