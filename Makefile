@@ -41,27 +41,31 @@ check: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m 'not gpu'
 
-# nnU-Net, to compare with, in an environment of its own; --no-deps keeps torchvision away
+# nnU-Net, to compare with, in an environment of its own. --no-deps keeps torchvision away, which
+# timm wants, which networks want that are not compared: pip complains of timm, and may.
 RIVAL := .venv-nnunet
+RIVAL_STAMP := $(RIVAL)/.autoseg-bench
 RIVAL_NEEDS := acvl-utils batchgenerators blosc2 einops graphviz imagecodecs matplotlib nibabel \
 	pandas requests scikit-image scikit-learn seaborn SimpleITK tifffile tqdm yacs 'setuptools<81'
 
-$(RIVAL)/bin/nnUNetv2_train:
-	$(PYTHON) -m venv $(RIVAL)
+$(RIVAL_STAMP):
+	test -x $(RIVAL)/bin/python || $(PYTHON) -m venv $(RIVAL)
 	$(RIVAL)/bin/python -m pip install --quiet $(TORCH)
 	$(RIVAL)/bin/python -m pip install --quiet --no-deps nnunetv2==2.8.1 \
 		dynamic-network-architectures==0.4.4 batchgeneratorsv2==0.3.6
 	$(RIVAL)/bin/python -m pip install --quiet $(RIVAL_NEEDS)
+	touch $@
 
-bench-env: $(RIVAL)/bin/nnUNetv2_train
+bench-env: $(RIVAL_STAMP)
 
 # Side by side with nnU-Net: `make bench` measures every part and writes docs/benchmarks.md, about
-# forty minutes on two idle cores (MORE="--times 2": thirty); what is measured already is kept.
-# `make bench PART=resample` does one part, `PART="step export" MORE=--redo` measures again, and
-# `MORE=--quick` tries all of them at small sizes.
+# fifty minutes on two idle cores. What was measured at this commit on this machine is kept, so it
+# can be stopped and goes on; MORE=--lacking keeps what was measured at other commits, too.
+# `make bench PART=resample` does one part, `PART="step export" MORE=--redo` measures again,
+# `MORE="--times 1"` takes one pair of runs each, and `MORE=--quick` tries all at small sizes.
 PART ?=
 MORE ?=
-bench: $(STAMP) bench-env
+bench: $(STAMP) $(RIVAL_STAMP)
 	AUTOSEG_BENCH_NNUNET=$(abspath $(RIVAL)) $(BIN)/python -m bench.run $(PART) $(MORE)
 
 # autoseg alone: Dice within given minutes, about two hours on two idle cores

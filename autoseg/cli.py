@@ -1,7 +1,8 @@
 """The verbs of `autoseg.api` at a shell: parses, prints, sets the exit code, and nothing else.
 
 The signatures in `autoseg.api` are the only list of options. A parameter that may be given by
-position may be given by its option too (`train 1 3d_fullres 0`, `train -d 1 -c 3d_fullres -f 0`).
+position may be given by its option too (`train 1 3d_fullres 0`, `train -d 1 -c 3d_fullres -f 0`,
+`train 1 -c 3d_fullres 0`).
 """
 
 import argparse
@@ -38,27 +39,56 @@ class Parser(argparse.ArgumentParser):
         return [option for action in self._actions for option in action.option_strings]
 
 
-def _add(parser: Parser, parameter: inspect.Parameter, help_text: str) -> None:
-    """One parameter of an api function as options (and a position, where Python allows one)."""
+def _places(call: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters that Python allows by position, and so does a shell."""
+    parameters = inspect.signature(call).parameters.values()
+    return [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _kind(parameter: inspect.Parameter) -> tuple[str, bool]:
+    """The name of its type without None, and whether it takes several."""
     annotation = str(parameter.annotation).replace(" | None", "").strip()
-    name = parameter.name
-    flags = [*([SHORT[name]] if name in SHORT else []), "--" + name.replace("_", "-").rstrip("-")]
-    if annotation == "bool":
-        parser.add_argument(*flags, action="store_true", help=help_text, dest=name)
-        return
     many = annotation.startswith("tuple[")
-    kind = annotation[6:].split(",")[0] if many else annotation
+    return (annotation[6:].split(",")[0] if many else annotation), many
+
+
+def _usage(prog: str, call: Callable[..., Any]) -> str:
+    """The usage line: what goes by position, brackets around what may be left out."""
+    words, closing = [prog], ""
+    for place in _places(call):
+        word = place.name.upper()
+        word += f" [{word} ...]" if _kind(place)[1] else ""
+        if place.default is not place.empty:
+            word, closing = "[" + word, closing + "]"
+        words.append(word)
+    return " ".join(words).replace("%", "%%") + closing + " [options]"
+
+
+def _help(parameter: inspect.Parameter, meaning: str) -> str:
+    """What the docstring says of a parameter, and the default where it does not say it."""
+    default = parameter.default
+    if default in (None, "", ()) or isinstance(default, bool) or default is parameter.empty:
+        return meaning
+    return meaning if "default:" in meaning else f"{meaning} (default: {default})"
+
+
+def _add(
+    place: argparse._ActionsContainer, parameter: inspect.Parameter, meaning: str, metavar: str
+) -> None:
+    """One parameter of an api function as an option."""
+    name, (kind, many) = parameter.name, _kind(parameter)
+    flags = [*([SHORT[name]] if name in SHORT else []), "--" + name.replace("_", "-").rstrip("-")]
+    help_text = _help(parameter, meaning).replace("%", "%%")
+    if kind == "bool":
+        place.add_argument(*flags, action="store_true", help=help_text, dest=name)
+        return
     shared: dict[str, Any] = {"type": KINDS[kind], "help": help_text, "default": None}
     if many and name == "set":
-        parser.add_argument(*flags, action="append", metavar="KEY=VALUE", dest=name, **shared)
+        place.add_argument(*flags, action="append", metavar="KEY=VALUE", dest=name, **shared)
         return
-    if many:
-        shared["nargs"] = "+"
-    parser.add_argument(*flags, dest=name, metavar=METAVARS.get(kind, name.upper()), **shared)
-    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-        shared["nargs"] = "*" if many else "?"
-        shared["help"] = argparse.SUPPRESS
-        parser.add_argument(f"{name} by position", metavar=name.upper(), **shared)
+    # said twice, lists go on: -f 0 -f 1 is -f 0 1
+    taking: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
+    place.add_argument(*flags, dest=name, metavar=metavar, **taking, **shared)
 
 
 def _explanations(call: Callable[..., Any]) -> tuple[str, dict[str, str]]:
@@ -79,7 +109,11 @@ def _explanations(call: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser of the whole command line and those of its verbs."""
+    """The parser of the whole command line and those of its verbs; they know options alone.
+
+    What is given by position is left over and finds its place in `_put_in_place`: argparse would
+    take such words only where they stand together.
+    """
     top = Parser(
         prog="autoseg",
         description="From a folder of labelled scans to label maps, decided by measuring.",
@@ -93,14 +127,49 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         sub = verbs.add_parser(
             name,
             help=prose.splitlines()[0],
+            usage=_usage(f"autoseg {name}", call),
             description=prose,
             allow_abbrev=False,
+            add_help=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        places = [parameter.name for parameter in _places(call)]
+        placed = sub.add_argument_group("by position, or as options")
+        others = sub.add_argument_group("options")
         for parameter in inspect.signature(call).parameters.values():
-            _add(sub, parameter, meanings.get(parameter.name, "").replace("%", "%%"))
+            upper, meaning = parameter.name.upper(), meanings.get(parameter.name, "")
+            if parameter.name in places:
+                _add(placed, parameter, meaning, upper)
+            else:
+                _add(others, parameter, meaning, METAVARS.get(_kind(parameter)[0], upper))
+        others.add_argument("-h", "--help", action="help", help="show this help and exit")
         parsers[name] = sub
     return top, parsers
+
+
+def _put_in_place(verb: str, words: list[str], given: dict[str, Any]) -> None:
+    """Give the words without an option to the places that no option filled, in their order.
+
+    Several go where several are taken, all but what the later places need. Raises AutosegError for
+    a word too many.
+    """
+    places = _places(api.VERBS[verb])
+    free = [place for place in places if given.get(place.name) is None]
+    rest = list(words)
+    for index, place in enumerate(free):
+        if not rest:
+            break
+        kind, many = _kind(place)
+        count = max(1, len(rest) - len(free[index + 1 :])) if many else 1
+        values = [KINDS[kind](word) for word in rest[:count]]
+        given[place.name], rest = (values if many else values[0]), rest[count:]
+    if rest:
+        for place, word in zip(places, words, strict=False):
+            if place not in free:
+                raise AutosegError(f"{place.name} is given twice: {word} and {given[place.name]}")
+        raise AutosegError(
+            f"`autoseg {verb}` has no place for {rest[0]!r}; see `autoseg {verb} --help`"
+        )
 
 
 def _options(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -110,27 +179,27 @@ def _options(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         near = difflib.get_close_matches(argv[0], list(parsers), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(parsers)}"
         raise AutosegError(f"there is no verb {argv[0]!r}; {hint}")
-    values, unknown = top.parse_known_args(argv)
+    cut = list(argv).index("--") if "--" in argv else len(argv)
+    values, left = top.parse_known_args(argv[:cut])
     given = vars(values)
     verb = given.pop("verb")
+    unknown = [word.split("=")[0] for word in left if _is_option(word)]
     if unknown:
-        option = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(option, parsers[verb].known_options(), n=1)
+        near = difflib.get_close_matches(unknown[0], parsers[verb].known_options(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"see `autoseg {verb} --help`"
-        raise AutosegError(f"`autoseg {verb}` has no option {option!r}; {hint}")
-    for key in [k for k in given if k.endswith(" by position")]:
-        placed, name = given.pop(key), key.split(" ")[0]
-        if placed in (None, []):
-            continue
-        if given.get(name) is not None:
-            raise AutosegError(f"{name} is given twice: {placed} and {given[name]}")
-        given[name] = placed
+        raise AutosegError(f"`autoseg {verb}` has no option {unknown[0]!r}; {hint}")
+    _put_in_place(verb, [*left, *argv[cut + 1 :]], given)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     for parameter in inspect.signature(api.VERBS[verb]).parameters.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             flag = SHORT.get(parameter.name, "--" + parameter.name)
             raise AutosegError(f"`autoseg {verb}` needs {parameter.name} ({flag})")
     return verb, options
+
+
+def _is_option(word: str) -> bool:
+    """Whether it was meant as one: `-1` and `-` are values."""
+    return word.startswith("-") and word.strip("-") != "" and not word[1:].isdecimal()
 
 
 class _Lines(logging.Handler):

@@ -82,7 +82,7 @@ def grouped(problems: Iterable[Problem]) -> str:
         rules[problem.what, problem.fix].append(problem)
     paragraphs = []
     for (what, fix), found in rules.items():
-        lines = [f"{what} ({len(found)} case{'s' if len(found) > 1 else ''})"]
+        lines = [f"{what} ({counted(len(found), 'case')})"]
         lines += [f"  {p.case}: {p.found}" for p in found[:SHOWN_PER_RULE]]
         if len(found) > SHOWN_PER_RULE:
             lines.append(f"  … and {len(found) - SHOWN_PER_RULE} more")
@@ -98,12 +98,20 @@ class BadData(AutosegError):
         self.problems = tuple(problems)
         super().__init__(grouped(self.problems))
 
+    def __reduce__(self) -> tuple[type["BadData"], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # a worker's faults reach the process that asked
+
 
 def raise_fatal(problems: Iterable[Problem]) -> None:
     """Raise BadData if any of `problems` is fatal; the warnings travel with it."""
     found = tuple(problems)
     if any(p.fatal for p in found):
         raise BadData(p for p in found if p.fatal)
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 case` or `2 cases`."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -36,6 +36,7 @@ def explained(error: OSError, path: Path, doing: str) -> AutosegError:
         errno.EROFS: "the file system is read-only; choose another --root",
         errno.ENOENT: "it does not exist",
         errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EEXIST: "a part of the path is a file, not a folder",
         errno.EISDIR: "it is a folder, not a file",
     }.get(error.errno or 0, error.strerror or str(error))
     return AutosegError(f"cannot {doing} {path}: {advice}")
@@ -184,7 +185,7 @@ def read_json(path: Path) -> Any:
         raw = path.read_bytes()
     try:
         return json.loads(raw.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers and depths beyond all reason
         raise AutosegError(f"{path} is not valid JSON: {error}; restore or rewrite it") from error
 
 

@@ -1,21 +1,24 @@
 """Where did the time go? Named parts of the work, nested, on every thread that does some of it.
 
 `with part("forward"):` costs next to nothing while nobody records. While a `Recording` runs, each
-part is timed by the wall clock; the answer is a table, and a trace for a viewer of timelines.
+part is timed by the wall clock; the answer is a table, and a trace for a viewer of timelines. What
+a generator does while it is pulled belongs to whoever made it: `pulled("tiles", tiles)` tells it there.
 """
 
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from autoseg.files import replacing, write_json
+
+T = TypeVar("T")
 
 EVENTS = 100_000
 """Parts kept for the trace, about 15 MB as a file; the table counts those after them as well."""
@@ -86,8 +89,12 @@ class Recording:
         self.elapsed_s += time.perf_counter() - self._began
         _recorder = None
 
-    def add(self, path: tuple[str, ...], began: float, ended: float) -> None:
-        """Count one part that ran on this thread, by the readings of `time.perf_counter`."""
+    def add(self, path: tuple[str, ...], began: float, ended: float, lent_s: float = 0.0) -> None:
+        """Count one part that ran on this thread, by the readings of `time.perf_counter`.
+
+        The table leaves out the `lent_s` in which it waited for what is told elsewhere; the trace
+        shows when things happened, and does not.
+        """
         if not self.running or began < self._began:
             return
         # the number of a thread that has ended is given to another
@@ -95,7 +102,7 @@ class Recording:
         path = path if thread[0] == self._thread else (BACKGROUND, *path)
         with self._lock:
             calls, total = self._sums.get(path, (0, 0.0))
-            self._sums[path] = (calls + 1, total + ended - began)
+            self._sums[path] = (calls + 1, total + ended - began - lent_s)
             if len(self._events) < EVENTS:
                 self._events.append((path[-1], thread, began - self._first, ended - began))
             else:
@@ -204,15 +211,17 @@ class _Silent:
 class _Part:
     """A part that is timed, and counted where it ends."""
 
-    __slots__ = ("began", "name", "path", "recording")
+    __slots__ = ("began", "lent_s", "name", "outer", "path", "recording")
 
     def __init__(self, name: str, recording: Recording) -> None:
         self.name, self.recording = name, recording
+        self.lent_s = 0.0
+        self.began = time.perf_counter()
 
     def __enter__(self) -> None:
-        above: tuple[str, ...] = getattr(_here, "path", ())
-        self.path = (*above, self.name)
-        _here.path = self.path
+        self.outer: tuple[_Part, ...] = _open()
+        self.path: tuple[str, ...] = (*(part.name for part in self.outer), self.name)
+        _here.open = (*self.outer, self)
         self.recording.settle()
         self.began = time.perf_counter()
 
@@ -224,8 +233,14 @@ class _Part:
     ) -> None:
         if error is None:  # a card that failed would only fail again, and hide the first error
             self.recording.settle()
-        self.recording.add(self.path, self.began, time.perf_counter())
-        _here.path = self.path[:-1]
+        self.recording.add(self.path, self.began, time.perf_counter(), self.lent_s)
+        _here.open = self.outer
+
+
+def _open() -> tuple[_Part, ...]:
+    """The parts that this thread is in, outermost first."""
+    found: tuple[_Part, ...] = getattr(_here, "open", ())
+    return found
 
 
 _SILENT = _Silent()
@@ -235,6 +250,38 @@ def part(name: str) -> AbstractContextManager[None]:
     """A block of work whose time is told under `name`, inside the part around it."""
     recorder = _recorder
     return _SILENT if recorder is None else _Part(name, recorder)
+
+
+def pulled(name: str, things: Iterable[T]) -> Iterator[T]:
+    """The same things; making each of them counts as a part `name` of where this was called.
+
+    The parts in which they are asked for are not charged with it.
+    """
+    recorder = _recorder
+    return iter(things) if recorder is None else _pulled(name, iter(things), _open(), recorder)
+
+
+def _pulled(
+    name: str, things: Iterator[T], home: tuple[_Part, ...], recorder: Recording
+) -> Iterator[T]:
+    """`things`, each made as a part of `home`, as far as that goes on."""
+    while True:
+        asking = _open()
+        # what has ended since they were made cannot be charged any more
+        shared = sum(1 for one, other in zip(home, asking, strict=False) if one is other)
+        _here.open = home[:shared]
+        making = _Part(name, recorder)
+        try:
+            with making:
+                thing = next(things)
+        except StopIteration:
+            return
+        finally:
+            _here.open = asking
+            took = time.perf_counter() - making.began
+            for waiting in asking[shared:]:
+                waiting.lent_s += took
+        yield thing
 
 
 @contextmanager

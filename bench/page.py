@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.pairs import MEASURES, OURS, RIVAL
+from bench.pairs import HALF, MEASURES, OURS, RIVAL
 from bench.places import REPOSITORY, kept
-from bench.plots import draw
+from bench.plots import curves, draw, power, short
+from bench.reasons import reason
 from bench.tables import folds_table, memory_table, train_table
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
@@ -26,11 +27,11 @@ Parts = Mapping[str, Sequence[Mapping[str, Any]]]
 def write_page(page: Path = PAGE) -> None:
     """Write the page and its pictures."""
     parts = {name: measured_rows(kept(name)) for name in HEADS}
-    lines = [*_opening(), *glance(parts)]
+    lines = [*_opening(), *glance(parts), *missed(parts)]
     for name, rows in parts.items():
         if name != "ceilings":
             lines += section(name, rows, page.parent / "pictures")
-    lines += limits(parts)
+    lines += [*growth(parts), *limits(parts)]
     for name, table in (("train", train_table), ("folds", folds_table),
                         ("predict_memory", memory_table)):  # fmt: skip
         if document := kept(name):
@@ -49,7 +50,8 @@ def _opening() -> list[str]:
         "# Benchmarks", "",
         "Written by `make bench`; change the runs, not this page. autoseg and nnU-Net run in turn "
         "on the same data and machine, in processes of their own; figures are medians, ratios are "
-        "medians over pairs of neighbouring runs: autoseg / nnU-Net, below 1 is faster or smaller. "
+        "medians over pairs of neighbouring runs: autoseg / nnU-Net, below 1 is faster or smaller; "
+        "in brackets the least and the largest of the pairs. "
         "Whole commands include start-up; scripts (`bench/ours`, `bench/theirs`) time the work "
         "alone. Memory is the most that was resident, libraries included; of a command with "
         "several processes, their sum.", "",
@@ -66,8 +68,31 @@ def glance(parts: Parts) -> list[str]:
         if not rows:
             lines.append(f"| {HEADS[name]} | | | | | {absent(name)} |")
         for row in rows:
-            lines += [_target_line(row, *target) for target in targets(row)]
+            if not row.get("aside"):
+                lines += [_target_line(row, *target) for target in targets(row)]
     return [*lines, ""]
+
+
+def missed(parts: Parts) -> list[str]:
+    """Why targets are missed, one after another."""
+    found: dict[str, list[str]] = {}
+    for part, rows in parts.items():
+        for row in rows:
+            for side, measure, most in targets(row):
+                ratio = row["ratios"].get(side, {}).get(measure)
+                if most is not None and ratio is not None and ratio > most:
+                    why = reason(part, row["row"], side, measure)
+                    found.setdefault(why, []).append(_named(row, side, measure))
+    if not found:
+        return []
+    lines = [f"- {'; '.join(names)}: {why}" for why, names in found.items()]
+    return ["Why targets are missed:", "", *lines, ""]
+
+
+def _named(row: Mapping[str, Any], side: str, measure: str) -> str:
+    """A row, and of which side and measure it is told unless these are the usual ones."""
+    what = str(row["what"]) + ("" if side == OURS else f" ({side})")
+    return what + ("" if measure == "wall_s" else f", {WORDS[measure]}")
 
 
 def absent(part: str) -> str:
@@ -85,10 +110,17 @@ def targets(row: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
 def _target_line(row: Mapping[str, Any], side: str, measure: str, most: float | None) -> str:
     ours, theirs = row["sides"].get(side, {}), row["sides"].get(RIVAL, {})
     ratio = row["ratios"].get(side, {}).get(measure)
-    what = row["what"] + ("" if side == OURS else f" ({side})")
-    what += "" if measure == "wall_s" else f", {WORDS[measure]}"
-    return (f"| {what} | {amount(ours, measure)} | {amount(theirs, measure)} | {of_ratio(ratio)} | "
-            f"{of_target(most)} | {verdict(ratio, most)} |")  # fmt: skip
+    return (f"| {_named(row, side, measure)} | {amount(ours, measure)} | {amount(theirs, measure)} | "
+            f"{ratio_of(row, side, measure)} | {of_target(most)} | {verdict(ratio, most)} |")  # fmt: skip
+
+
+def ratio_of(row: Mapping[str, Any], side: str, measure: str) -> str:
+    """The median ratio, and the least and the largest of several pairs."""
+    ratio = row["ratios"].get(side, {}).get(measure)
+    low, high = row.get("spread", {}).get(side, {}).get(measure, (ratio, ratio))
+    if ratio is None or low == high:
+        return of_ratio(ratio)
+    return f"{of_ratio(ratio)} ({of_ratio(low)} – {of_ratio(high)})"
 
 
 def verdict(ratio: float | None, most: float | None) -> str:
@@ -118,7 +150,9 @@ def amount(side: Mapping[str, Any], measure: str) -> str:
         return ""
     if measure == "peak_bytes":
         return f"{value / 1e9:.2f} GB" if value else ""
-    return f"{1000 * value:.3g} ms" if value < 0.1 else f"{value:.3g} s"
+    if value < 0.1:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s" if value < 1000 else f"{value:.0f} s"
 
 
 def section(name: str, rows: Sequence[Mapping[str, Any]], pictures: Path) -> list[str]:
@@ -130,12 +164,12 @@ def section(name: str, rows: Sequence[Mapping[str, Any]], pictures: Path) -> lis
               "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         for side, of in row["sides"].items():
-            ratio = [of_ratio(row["ratios"].get(side, {}).get(key)) for key in MEASURES]
+            ratio = [ratio_of(row, side, key) for key in MEASURES]
             figures = [amount(of, key) for key in MEASURES]
             said = f"{side} ({of['variant']})" if "variant" in of else side
             lines.append(f"| {row['what']} | {said} | {' | '.join([*figures, *ratio])} |")
     lines += ["", *_remarks(rows), *_origin(rows), ""]
-    picture = draw(name, rows, pictures)
+    picture = draw(name, curves(rows), pictures)
     if picture is not None:
         lines += [f"![cost of {name} against size](pictures/{picture.name})", ""]
     return lines
@@ -146,7 +180,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         said = [f"{key} {value}" for key, value in row.get("equal", {}).items()]
         said += [row["note"]] if "note" in row else []
-        said.append(f"{row['runs']} run{'s' if row['runs'] > 1 else ''} each")
+        said.append(f"{row['runs']} pair{'s' if row['runs'] > 1 else ''} of runs")
         lines.append(f"- {row['what']}: {'; '.join(said)}.")
     return [*lines, ""]
 
@@ -166,6 +200,31 @@ def _origin(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["; ".join([*commands, *places]) + f"; load before {statistics.median(loads):.1f}."]
 
 
+def growth(parts: Parts) -> list[str]:
+    """The power of its size with which the time of a part grows."""
+    lines = []
+    for name, rows in parts.items():
+        for curve in curves(rows):
+            smallest, *_, largest = map(short, curve.sizes)
+            powers = [
+                f"{power(curve.points[side]):.2f}" if side in curve.points else ""
+                for side in (OURS, RIVAL)
+            ]
+            lines.append(
+                f"| {HEADS[name]} | {curve.of} | {len(curve.sizes)}: {smallest} … {largest} | "
+                f"{' | '.join(powers)} |"
+            )
+    if not lines:
+        return []
+    return [
+        "## How cost grows", "",
+        "Wall time ~ size^p: the p that fits best over all measured sizes (least squares of "
+        "logarithms; the pictures above show them). 1 is in proportion; what is below 1 has a share "
+        "that does not grow, as the start of a command has, or of processes.", "",
+        "| part | with | sizes | p of autoseg | p of nnU-Net |", "|---|---|---|---|---|", *lines, "",
+    ]  # fmt: skip
+
+
 def limits(parts: Parts) -> list[str]:
     """What resampling, export and the step would take at the machine's ceilings."""
     ceilings = {row["row"]: row["sides"][OURS] for row in parts["ceilings"]}
@@ -179,10 +238,16 @@ def limits(parts: Parts) -> list[str]:
         for c in ceilings.values()
     ]
     lines += ["", "Bytes that must be moved at least, operations that must be done, and the share of "
-              "the time that they would take at all cores' ceilings (the larger of the two). "
-              "Resampling: one pass an axis, products with blocks of its matrices. Export: logits read "
-              "once, labels written once, seven operations a voxel and label. The step: three times "
-              "the network's products (forward, and two backward), in float32.", "",
+              "the measured time that they would take at all cores' ceilings (the larger of the two). "
+              "Resampling: voxels read once and written once; an axis after another, the products "
+              "with blocks of its matrix, at the speed of matrix products. Export: logits read once, "
+              "labels written once; every label of every voxel interpolated along one axis after "
+              "another (three operations) and compared, at the speed of matrix products, which such "
+              "work cannot reach, while autoseg finds most voxels' labels without it. The step: three "
+              "times the network's products (forward, and two backward) at the speed of convolutions; "
+              "each convolution's result written once and read once forward, read once backward, its "
+              "gradient written and read once; a weight read forward and backward, its gradient and "
+              "momentum written and read, and itself written; all in float32.", "",
               "| what | bytes | operations | at the ceiling | autoseg | share of the ceiling |",
               "|---|---|---|---|---|---|"]  # fmt: skip
     most = ceilings.get("all", next(iter(ceilings.values())))
@@ -193,22 +258,34 @@ def limits(parts: Parts) -> list[str]:
 
 
 def _limit_lines(row: Mapping[str, Any], most: Mapping[str, float]) -> list[str]:
-    """The sides of ours, of a row that knows its bytes or operations."""
+    """The float32 sides of ours, of a row that knows its bytes or operations."""
     lines = []
     for side, of in row["sides"].items():
-        if side == RIVAL or "wall_s" not in of or "bf16" in side:
+        if side == RIVAL or "wall_s" not in of:
             continue
-        moved = row.get("size", {}).get("bytes", 0)
-        if "multiply_adds" in of:
-            operations, speed = 6 * of["multiply_adds"], most["convolution_gflops"]
-        else:
-            operations, speed = row.get("size", {}).get("operations", 0), most["product_gflops"]
+        if HALF in side or not str(of.get("variant", "float32")).startswith("float32"):
+            continue  # the ceilings are those of float32
+        moved, operations, speed = _least(row, of, most)
         least = max(moved / most["copy_gb_s"], operations / speed) / 1e9
         if least:
-            what = row["what"] + ("" if side == OURS else f" ({side})")
             lines.append(
-                f"| {what} | {moved / 1e9:.3g} GB | {operations / 1e9:.3g} G | "
-                f"{amount({'wall_s': least}, 'wall_s')} | {amount(of, 'wall_s')} | "
-                f"{100 * least / of['wall_s']:.0f} % |"
+                f"| {_named(row, side, 'wall_s')} | {f'{moved / 1e9:.3g} GB' if moved else '–'} | "
+                f"{operations / 1e9:.3g} G | {amount({'wall_s': least}, 'wall_s')} | "
+                f"{amount(of, 'wall_s')} | {100 * least / of['wall_s']:.1f} % |"
             )
     return lines
+
+
+VALUE_PASSES, WEIGHT_PASSES = 5, 7
+"""How often a step reads or writes a convolution's result with its gradient, and a weight with its."""
+
+
+def _least(
+    row: Mapping[str, Any], side: Mapping[str, Any], most: Mapping[str, float]
+) -> tuple[float, float, float]:
+    """Bytes and operations that there must be, and the operations a second that there can be."""
+    if "multiply_adds" in side:
+        passed = VALUE_PASSES * side.get("values", 0) + WEIGHT_PASSES * side.get("parameters", 0)
+        return 4 * passed, 6 * side["multiply_adds"], most["convolution_gflops"]
+    known = row.get("least", {})
+    return known.get("bytes", 0), known.get("operations", 0), most["product_gflops"]

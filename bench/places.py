@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import date
@@ -43,7 +44,7 @@ def memory_text() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """What was compared: our commit (+ where files differ from it), nnU-Net, and both torches."""
+    """What was compared: our commit, nnU-Net, and both torches."""
     import torch
 
     found = {"autoseg": commit(), "torch": torch.__version__}
@@ -62,12 +63,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Our commit, with a + where tracked files differ from it; "unknown" outside a repository."""
+    """Our commit, with a + where its programs are changed; "unknown" outside a repository.
+
+    What benchmarks write themselves does not count: they would become another version by it.
+    """
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(REPOSITORY)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     if head.returncode != 0:
         return "unknown"
-    differs = subprocess.run([*git, "diff-index", "--quiet", "HEAD"], capture_output=True)
+    programs = ["autoseg", "bench", ":!bench/results"]
+    differs = subprocess.run(
+        [*git, "diff-index", "--quiet", "HEAD", "--", *programs], capture_output=True
+    )
     return head.stdout.strip() + ("+" if differs.returncode else "")
 
 

@@ -14,13 +14,13 @@ fits.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from math import prod
 from typing import Any
 
+from bench.clock import resident
 from bench.places import REPOSITORY, keep
 
 FULL_VOX = (300, 512, 512)
@@ -61,7 +61,7 @@ def predicted(step: float, shrink: int) -> dict[str, Any]:
         torch.manual_seed(fold)
         nets.append(Variant("float32", "channels_last", 1).speaking(build(spec).eval()))
     image = np.random.default_rng(0).standard_normal((1, *prepared), np.float32)
-    at_rest = _peak_bytes()
+    at_rest = resident("VmHWM")
     start, cpu = time.perf_counter(), time.process_time()
     spacing = tuple(mm * n / m for mm, n, m in zip(FULL_MM, full, prepared, strict=True))
     slabs = logit_slabs(
@@ -77,7 +77,7 @@ def predicted(step: float, shrink: int) -> dict[str, Any]:
     return {
         "full_vox": full, "prepared_vox": prepared, "patch_vox": patch, "labels": LABELS,
         "folds": FOLDS, "features": FEATURES, "tile_step": step,
-        "wall_s": round(seconds, 1), "cpu_s": round(cpu, 1), "peak_bytes": _peak_bytes(), "peak_before_bytes": at_rest,
+        "wall_s": round(seconds, 1), "cpu_s": round(cpu, 1), "peak_bytes": resident("VmHWM"), "peak_before_bytes": at_rest,
         "whole_volume_bytes": at_rest + whole_volume_bytes(prepared, full),
         "found_labels": len(np.unique(classes)),
     }  # fmt: skip
@@ -86,12 +86,6 @@ def predicted(step: float, shrink: int) -> dict[str, Any]:
 def whole_volume_bytes(prepared: tuple[int, ...], full: tuple[int, ...]) -> int:
     """The arrays that are alive together where logits of the whole volume are kept: float32."""
     return 4 * LABELS * (prod(prepared) + prod(full)) + 2 * prod(full)
-
-
-def _peak_bytes() -> int:
-    """The most bytes that this process ever had resident."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:

@@ -11,9 +11,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from autoseg.models.members import Model
 
 REPOSITORY = Path(__file__).parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -117,6 +121,16 @@ def tiny(tiny_root: Path, tmp_path: Path) -> Path:
 def trained(trained_root: Path, tmp_path: Path) -> Path:
     """A copy of the trained workspace: `./autoseg_data` for `shell`."""
     return Path(shutil.copytree(trained_root, tmp_path / "autoseg_data"))
+
+
+@pytest.fixture(scope="session")
+def one_network(tmp_path_factory: pytest.TempPathFactory) -> "Model":
+    """A model of random weights for one channel of CT, which tells left from right, up from down."""
+    from autoseg.models.members import Model
+    from tests.stages.tiny_model import one_network
+
+    root = tmp_path_factory.mktemp("one_network")
+    return Model(one_network(root), root)
 
 
 @pytest.fixture

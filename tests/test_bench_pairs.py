@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import equality, inputs, pairs, places, sides
-from bench.pairs import OURS, RIVAL, Row, alternate, measure, ratios, run_part
+from bench.pairs import OURS, RIVAL, Row, alternate, duration, measure, pair_ratios, run_part
 
 
 def result(seconds, **rest):
@@ -46,6 +46,8 @@ def test_sides_run_in_turn_and_ratios_are_of_neighbours():
     assert found["ratios"][OURS] == {"wall_s": 0.25, "cpu_s": 0.25, "peak_bytes": 1.0}
     assert found["sides"][OURS]["wall_s"] == 1.2 and found["sides"][RIVAL]["wall_s"] == 4.0
     assert [run["wall_s"] for run in found["sides"][OURS]["each"]] == [1.0, 10.0, 1.2]
+    assert found["spread"][OURS]["wall_s"] == [0.25, 0.3]
+    assert found["spent_s"] >= 0
 
 
 def test_a_side_that_failed_is_not_run_again_and_gives_no_ratio():
@@ -59,13 +61,45 @@ def test_a_side_that_failed_is_not_run_again_and_gives_no_ratio():
 
 
 def test_ratios_leave_out_what_one_side_lacks():
-    assert ratios([result(1.0)], [{"wall_s": 2.0}]) == {"wall_s": 0.5}
+    assert pair_ratios([result(1.0)], [{"wall_s": 2.0}]) == {"wall_s": [0.5]}
 
 
-def test_a_row_may_ask_for_fewer_alternations():
-    diary = []
-    one = row(Fake("a", diary, 1.0), Fake("b", diary, 2.0), times=1)
-    assert measure(one, 3)["runs"] == 1 and diary == ["a", "b"]
+def test_each_row_has_its_own_number_of_pairs_unless_one_is_asked_for():
+    for asked, wanted in ((None, {"once": 1, "often": 5}), (2, {"once": 2, "often": 2})):
+        diary = []
+        rows = [
+            Row(name, name, {OURS: Fake(name, diary, *[1.0] * 5)}, pairs=count)
+            for name, count in (("once", 1), ("often", 5))
+        ]
+        run_part("p", rows, asked, redo=True, say=lambda _: None)
+        assert {name: diary.count(name) for name in wanted} == wanted
+
+
+def test_what_a_part_will_take_is_told_first_and_better_when_it_is_known(here, monkeypatch):
+    said, now = [], [0.0]
+    monkeypatch.setattr(pairs.time, "monotonic", lambda: now[0])
+
+    def slow():
+        now[0] += 200
+        return result(1.0)
+
+    rows = [
+        Row("a", "a", {OURS: slow}, pairs=2, pair_s=30),
+        Row("b", "b", {OURS: lambda: result(1.0)}, pairs=1, pair_s=40),
+    ]
+    run_part("p", rows, None, redo=False, say=said.append)
+    assert said[0] == "p: 2 to be measured, about 2 min"
+    assert json.loads((here / "p.json").read_text())["rows"][0]["spent_s"] == 400
+    said.clear()
+    run_part("p", rows[:1], 3, redo=False, say=said.append)
+    assert said[0] == "p: 1 to be measured, about 10 min"
+    assert duration(89) == "89 s"
+
+
+def test_words_that_a_script_told_are_kept_but_not_all_it_said():
+    told = result(1.0, variant="float32, 2 threads", said="much", shape=[1, 2])
+    kept = measure(Row("one", "x", {OURS: lambda: told}), 2)["sides"][OURS]
+    assert kept["variant"] == "float32, 2 threads" and not {"said", "shape"} & set(kept)
 
 
 def test_what_is_equal_is_told_of_the_last_results():
@@ -119,6 +153,36 @@ def test_rows_can_be_chosen_and_the_others_stay(here):
     run_part("p", rows(), 1, redo=True, say=lambda _: None, only=("b",))
     kept = json.loads((here / "p.json").read_text())["rows"]
     assert diary == ["a", "c", "b"] and [r["row"] for r in kept] == ["a", "b", "c"]
+
+
+def test_a_row_stands_for_its_commit_its_machine_and_its_sizes(here, monkeypatch):
+    diary = []
+
+    def again(what="r", **rest):
+        before = len(diary)
+        rows = [Row("r", what, {OURS: Fake("r", diary, 1.0)}, pairs=1, size={"voxels": 7})]
+        run_part("p", rows, None, redo=False, say=lambda _: None, **rest)
+        return len(diary) > before
+
+    assert again() and not again()
+    monkeypatch.setattr(pairs, "versions", lambda: {"autoseg": "def"})
+    assert not again(lacking=True) and again() and not again()
+    assert again("another size")
+    document = json.loads((here / "p.json").read_text())
+    document["rows"][0]["machine"]["processor"] = "another"
+    (here / "p.json").write_text(json.dumps(document))
+    assert again("another size", lacking=True)
+
+
+def test_what_is_said_of_a_kept_row_is_brought_up_to_date(here):
+    diary = []
+    old = Row("r", "r", {OURS: Fake("r", diary, 1.0)}, pairs=1, targets={OURS: {"wall_s": 0.5}})
+    run_part("p", [old], None, redo=False, say=lambda _: None)
+    new = Row("r", "r", {}, pairs=1, targets={OURS: {"wall_s": 0.2}}, size={"labels": 5})
+    run_part("p", [new], None, redo=False, say=lambda _: None)
+    kept = json.loads((here / "p.json").read_text())["rows"][0]
+    assert kept["targets"] == {OURS: {"wall_s": 0.2}} and kept["size"] == {"labels": 5}
+    assert kept["sides"][OURS]["wall_s"] == 1.0 and diary == ["r"]
 
 
 def test_rows_of_an_older_form_are_measured_again(here):

@@ -111,7 +111,18 @@ def test_python_m_autoseg(tmp_path: Path, repository: Path) -> None:
         ("autoseg train 1 3d_fullres 0 --set train.lr=1", "add --run NAME"),
         ("autoseg train 1 3d_fullres 0 --run a --set train.lr", "is no key=value"),
         ("autoseg plan -d 1 --planner nnumet", "use autoseg or nnunet"),
-        ("autoseg plan -d 1 --gpu-memory 0", "must be positive"),
+        ("autoseg plan -d 1 --gpu-memory 0", "must be positive and finite"),
+        ("autoseg plan -d 1 --gpu-memory inf", "must be positive and finite"),
+        ("autoseg train 1 3d_fullres 0 --run ..", "cannot be the name of a run"),
+        ("autoseg train 1 3d_fullres 0 --run a/b", "cannot be the name of a run"),
+        ("autoseg train 1 3d_fullres 0 --plan ../b", "cannot be the name of a plan"),
+        ("autoseg validate 1 3d_fullres 0 --run ''", "cannot be the name of a run"),
+        ("autoseg train 1 3d_fullres 0 --workers -1", "--workers -1 must not be below 0"),
+        ("autoseg evaluate a b --workers -2", "--workers -2 must not be below 0"),
+        ("autoseg evaluate a b --tolerance-mm -1", "must be a length in mm"),
+        ("autoseg status 1 2", "has no place for '2'"),
+        ("autoseg predict in out more", "has no place for 'more'"),
+        ("autoseg predict in out -i other", "input is given twice: in and other"),
         ("autoseg", "VERB"),
         ("autoseg fingerprint", "needs dataset (-d)"),
         ("autoseg predict -i in", "needs output (-o)"),
@@ -132,6 +143,61 @@ def test_folds_by_position_and_by_option_are_the_same() -> None:
     named = _options(["train", "-d", "4", "-c", "3d_fullres", "-f", "0", "1", "2"])
     assert placed == named
     assert placed[1]["fold"] == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("verb", "usage"),
+    [
+        ("train", "DATASET CONFIGURATION FOLD [FOLD ...] [options]"),
+        ("predict", "[INPUT [OUTPUT]] [options]"),
+        ("ensemble", "INPUT [INPUT ...] OUTPUT [options]"),
+        ("datasets", "[ACTION [NAME [PATH]]] [options]"),
+        ("models", "[options]"),
+    ],
+)
+def test_usage_shows_what_goes_by_position(
+    verb: str, usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, parsers = build_parser()
+    parsers[verb].print_help()
+    assert capsys.readouterr().out.splitlines()[0] == f"usage: autoseg {verb} {usage}"
+
+
+def test_help_tells_defaults_that_the_words_leave_out() -> None:
+    _, parsers = build_parser()
+    helped = {verb: {a.dest: a.help or "" for a in p._actions} for verb, p in parsers.items()}
+    assert helped["train"]["compile"].endswith("(default: auto)")
+    assert helped["split"]["folds"] == "how many (default: 5)"
+    assert helped["train"]["device"].count("default") == 1
+    for verb, call in api.VERBS.items():
+        for name, parameter in inspect.signature(call).parameters.items():
+            if isinstance(parameter.default, (str, float)) and parameter.default:
+                assert "default:" in helped[verb][name], (verb, name)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("train 1 3d_fullres --redo 0 1", {"dataset": "1", "fold": ("0", "1"), "redo": True}),
+        ("train --time 5min 1 -c 2d 0", {"dataset": "1", "configuration": "2d", "fold": ("0",)}),
+        ("train 1 3d_fullres -1", {"fold": ("-1",)}),
+        ("predict in --fast out", {"input": Path("in"), "output": Path("out")}),
+        ("predict out -i in", {"input": Path("in"), "output": Path("out")}),
+        ("predict in -- -odd", {"input": Path("in"), "output": Path("-odd")}),
+        ("ensemble a b out", {"input": (Path("a"), Path("b")), "output": Path("out")}),
+        ("ensemble a b -o out", {"input": (Path("a"), Path("b")), "output": Path("out")}),
+        ("ensemble -o out a", {"input": (Path("a"),), "output": Path("out")}),
+        ("plan_and_preprocess 1 2 --name x", {"dataset": ("1", "2"), "name": "x"}),
+        ("train 1 -c 2d -f 0 -f 1 2", {"configuration": "2d", "fold": ("0", "1", "2")}),
+        ("predict -c 2d -c 3d_fullres", {"configuration": ("2d", "3d_fullres")}),
+        ("datasets fetch --keep KiTS23", {"action": "fetch", "name": "KiTS23", "keep": True}),
+    ],
+)
+def test_words_find_their_places_between_options(line: str, wanted: dict[str, object]) -> None:
+    from autoseg.cli import _options
+
+    _, options = _options(line.split())
+    assert {key: options.get(key) for key in wanted} == wanted
 
 
 def test_json_is_one_document_on_stdout(shell, tiny: Path) -> None:

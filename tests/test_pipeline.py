@@ -53,7 +53,7 @@ def test_the_three_commands_verbatim(shell, tmp_path: Path, tiny_plan: str) -> N
         said = shell(line)
         assert said.code == 0, said.err
         assert "Traceback" not in said.err
-    assert "predicting with the models of Dataset001_Phantom" in said.err
+    assert "using the models of Dataset001_Phantom" in said.err
 
     for case in cases:
         scan = nib.load(tmp_path / "in" / f"{case}_0000.nii.gz")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoseg import timing
-from autoseg.timing import BACKGROUND, ELSEWHERE, Recording, Row, part, recording
+from autoseg.timing import BACKGROUND, ELSEWHERE, Recording, Row, part, pulled, recording
 
 
 @pytest.fixture
@@ -84,6 +84,88 @@ def test_a_part_that_fails_is_counted_and_left(clock):
     with recording() as other, part("next"):
         clock.spend(1)
     assert "next" in by_path(other)
+
+
+def test_what_a_generator_does_is_told_where_it_was_made(clock):
+    def tiles():
+        for number in range(3):
+            clock.spend(2)
+            with part("forward"):
+                clock.spend(10)
+            yield number
+        clock.spend(1)
+
+    with recording() as taken, part("segment"):
+        made = pulled("tiles", tiles())
+        with part("export"), part("paint"):
+            found = []
+            for number in made:
+                clock.spend(4)
+                found.append(number)
+        with part("after"):
+            clock.spend(1)
+    assert found == [0, 1, 2]
+    rows = by_path(taken)
+    assert rows["segment/tiles"] == Row(("segment", "tiles"), 4, 37, 7, 37 / 50)
+    assert rows["segment/tiles/forward"].total_s == 30
+    assert rows["segment/export"].total_s == rows["segment/export/paint"].self_s == 12
+    assert rows["segment/after"].total_s == 1
+    assert rows["segment"] == Row(("segment",), 1, 50, 0, 1)
+    spans = [e for e in taken.trace()["traceEvents"] if e["ph"] == "X"]
+    # the trace shows when: the consumer lasts as long as what it waits for
+    assert {e["name"]: e["dur"] for e in spans}["paint"] == 49e6
+
+
+def test_generators_that_pull_each_other_are_told_apart(clock):
+    def numbers():
+        for number in range(2):
+            clock.spend(10)
+            yield number
+
+    def squares(source):
+        for number in source:
+            clock.spend(3)
+            yield number**2
+
+    with recording() as taken:
+        inner = pulled("numbers", numbers())
+        outer = pulled("squares", squares(inner))
+        with part("use"):
+            found = [number for number in outer if not clock.spend(1)]
+    assert found == [0, 1]
+    rows = by_path(taken)
+    assert {name: row.total_s for name, row in rows.items()} == {
+        "numbers": 20, "squares": 6, "use": 2, ELSEWHERE: 0,
+    }  # fmt: skip
+
+
+def test_a_generator_may_outlive_where_it_was_made_and_may_fail(clock):
+    def failing():
+        clock.spend(2)
+        yield 1
+        clock.spend(3)
+        raise KeyError
+
+    with recording() as taken:
+        with part("making"):
+            things = pulled("things", failing())
+            clock.spend(1)
+        with part("use"):
+            assert next(things) == 1
+            with pytest.raises(KeyError):
+                next(things)
+            clock.spend(5)
+    rows = by_path(taken)
+    assert {name: row.total_s for name, row in rows.items()} == {
+        "making": 1, "things": 5, "use": 5, ELSEWHERE: 0,
+    }  # fmt: skip
+
+
+def test_a_generator_is_the_same_while_nobody_records():
+    numbers = [1, 2]
+    assert list(pulled("x", numbers)) == numbers
+    made = iter(numbers)
+    assert pulled("x", made) is made
 
 
 def test_a_part_that_goes_on_is_told_by_what_ended_inside_it(clock):

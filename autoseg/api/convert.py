@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.api.job import several
+from autoseg.api.job import processes, several
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -66,7 +66,7 @@ def convert(
 
     asked = Asked(
         several(channels), labels, values, images, masks, spacing, several(series), paint_over,
-        accept_uneven, link, overwrite, workers,
+        accept_uneven, link, overwrite, processes(workers),
     )  # fmt: skip
     made = convert_source(open_workspace(root), kind, source, dataset, asked)
     return ConvertedDataset(made.converted)
@@ -81,18 +81,21 @@ def write_case(
     *,
     spacing_mm: Sequence[float] | None = None,
     test: bool = False,
+    overwrite: bool = False,
     root: Path | None = None,
 ) -> list[Path]:
     """Write arrays as a case of a dataset (12_Liver), there or new; the files. Not a verb.
 
-    3D: (X, Y, Z) or (C, X, Y, Z) with the 4x4 `affine` from voxel to RAS+ mm, as nibabel gives
-    them, or with `spacing_mm` (x, y, z) of axes that run to the right, front and top. A picture is
-    (H, W) or (C, H, W), with neither. `labels` have the shape of the image without its channels.
-    dataset.json is yours to write. Raises AutosegError for what cannot be a case.
+    A volume is (X, Y, Z) or (C, X, Y, Z) and has an `affine` to RAS+ mm or `spacing_mm` (x, y, z); a
+    picture is (H, W) or (C, H, W) and has neither (more in `autoseg.interop.conversion.arrays`).
+    dataset.json is yours to write. Raises AutosegError for what cannot be a case, and for one that
+    is there already unless `overwrite` is set.
     """
     from autoseg.documents.conversion import dataset_name
+    from autoseg.interop.conversion.arrays import Arrays
     from autoseg.interop.conversion.arrays import write_case as write
     from autoseg.workspace import open_workspace
 
     folder = open_workspace(root).places(dataset_name(dataset)).raw
-    return write(folder, case, image, labels, affine, spacing_mm=spacing_mm, test=test)
+    given = Arrays(image, labels, affine, spacing_mm)
+    return write(folder, case, given, test=test, overwrite=overwrite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.api.job import job_of, several
+from autoseg.api.job import job_of, processes, several
 
 if TYPE_CHECKING:
     from autoseg.documents.fingerprint import Fingerprint
@@ -123,9 +123,10 @@ def preprocess(
     from autoseg.flow import make
 
     job = job_of(dataset, root, plan=plan, workers=workers)
+    wanted = several(configuration)
     make.check_plan_name(job)
-    data, _, made = make.prepared(job, configuration)
-    return f"{data.name}: {', '.join(configuration or made.configurations)} prepared"
+    data, _, made = make.prepared(job, wanted)
+    return f"{data.name}: {', '.join(wanted or made.configurations)} prepared"
 
 
 def plan_and_preprocess(
@@ -166,7 +167,7 @@ def plan_and_preprocess(
     made = []
     for one in several(dataset):
         job = job_of(one, root, plan=name, workers=workers, device=device)
-        made.append(make.prepared(job, configuration, request)[2])
+        made.append(make.prepared(job, several(configuration), request)[2])
     return made
 
 
@@ -238,7 +239,7 @@ def networks(
         job = job_of(dataset, root, plan=plan, configuration=configuration, workers=workers)
     return costs(
         job, patch=ask.patch_size(patch), batch=ask.batch(batch), names=several(network),
-        measure=several(measure), workers=workers,
+        measure=several(measure), workers=processes(workers),
     )  # fmt: skip
 
 
@@ -257,11 +258,11 @@ def datasets(
 ) -> KnownDatasets | ShownDataset | ConvertedDataset:
     """List the public datasets that autoseg knows, show one, fetch one, or convert one.
 
-    `datasets` lists them, `datasets KiTS23` shows one in full. `datasets fetch NAME` downloads what
+    `datasets` lists them, `datasets KiTS23` (or `datasets show KiTS23`) shows one in full. `datasets fetch NAME` downloads what
     may be fetched freely, verifies, unpacks and converts it; stopped, it goes on. `datasets convert
     NAME PATH` makes the dataset from data that you got by hand.
 
-    action: fetch or convert, or the dataset to show (default: list all)
+    action: list, show, fetch or convert, or the dataset to show (default: list)
     name: number, word or alias, as 112, KiTS23 or Task04_Hippocampus
     path: with convert, the folder of the source, or its zip or tar
     to: with fetch, where archives are put (default: downloads of the root)
@@ -275,6 +276,8 @@ def datasets(
     from autoseg.documents.spec import list_specs, read_spec
     from autoseg.report.datasets import ConvertedDataset, KnownDatasets, ShownDataset
 
+    if action == "show" or (action == "list" and name is None):
+        action, name = name, None
     does = action if action in ("fetch", "convert") else None
     _check_datasets_options(does, action, name, path, to, keep, link, overwrite)
     if does is None:
@@ -286,7 +289,7 @@ def datasets(
     from autoseg.workspace import open_workspace
 
     spec = read_spec(name or "")
-    asked = Asked(link=link, overwrite=overwrite, workers=workers)
+    asked = Asked(link=link, overwrite=overwrite, workers=processes(workers))
     if does == "fetch":
         made = fetch_dataset(open_workspace(root), spec, to, keep=keep, asked=asked)
     else:
@@ -330,7 +333,7 @@ def demo(*, run: bool = False, root: Path | None = None, time: str = "90s") -> D
 
     run: also plan, train fold 0, segment the test scans, score them and draw an overlay
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
-    time: training time with --run
+    time: with --run, how long to train, as 90s or 5min
     """
     from autoseg.flow.demo import demo as make_demo
     from autoseg.workspace import open_workspace

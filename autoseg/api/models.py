@@ -33,11 +33,11 @@ def export(
     dataset: number or name (default: the one dataset that has models)
     output: the file, as hippo.autoseg; with --onnx a folder
     configuration: one, or several whose probabilities are averaged (default: what was chosen)
-    fold: default: all that are trained
-    plan: default: the plan of the best configuration
-    run: default: the run of the best configuration
+    fold: which ones (default: all that are trained)
+    plan: name of the plan (default: that of the best configuration)
+    run: name of the run (default: that of the best configuration)
     model: instead of trained folds a package: a file, a folder, or the name of an installed one
-    nnunet: a folder to write nnU-Net v2's model folders into instead, for nnUNetv2_predict
+    nnunet: a folder to write nnU-Net v2's model folders into instead, with the commands that use them
     onnx: write a folder of ONNX files instead, each held against torch, with a manifest
     overwrite: replace what is there
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)

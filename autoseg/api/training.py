@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time as clock
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,8 @@ def train(
     """Train folds and validate each on its held-out cases; goes on where it was stopped.
 
     dataset: number or name
-    configuration: 2d, 3d_fullres or 3d_lowres
-    fold: 0 1 2 3 4, or all for one network on all cases
+    configuration: 3d_fullres, 2d, 3d_lowres or 3d_cascade_fullres, as the plan has them
+    fold: numbers, as 0 1 2 3 4, or all for one network on all cases
     plan: name of the plan
     run: name of the run; changed settings deserve one of their own
     time: a deadline for each fold that contains everything, as 20min
@@ -60,32 +61,28 @@ def train(
     workers: loading processes (default: none on the CPU, up to 8 with a card)
     json: print JSON
     """
-    from autoseg.documents.settings import parse_settings, seconds_of
-    from autoseg.errors import AutosegError
-    from autoseg.flow import make, shrink
+    from autoseg.documents.settings import seconds_of
+    from autoseg.flow import ask, make, shrink
     from autoseg.learn.manner import Manner, compile_wish
 
     began = clock.monotonic()
-    overrides = parse_settings(set)
-    if overrides and run == "default":
-        raise AutosegError("a run with changed settings needs a name of its own: add --run NAME")
-    if steps is not None:
-        if steps < 1:
-            raise AutosegError(f"--steps {steps} must be at least 1")
-        overrides["train.steps"] = steps
+    overrides = ask.overrides(set, steps, run)
     time_s = None if time is None else seconds_of(time)
     manner = Manner(compile_wish(compile), measure, profile)
+    job = job_of(
+        dataset, root, plan=plan, configuration=configuration, run=run, workers=workers,
+        device=device,
+    )  # fmt: skip
+    folds = several(fold)
+    if len(folds) > 1:
+        make.check_folds(job, folds)
     reports = []
-    for one in several(fold):
-        job = job_of(
-            dataset, root, plan=plan, configuration=configuration, run=run, fold=one,
-            workers=workers, device=device,
+    for one in folds:
+        trained, data = shrink.fold(
+            replace(job, fold=one), overrides=overrides or None, encoder_weights=encoder_weights,
+            time_s=time_s, began=began, redo=redo, auto=auto_shrink, manner=manner,
         )  # fmt: skip
-        job, data = shrink.fold(
-            job, overrides=overrides or None, encoder_weights=encoder_weights, time_s=time_s,
-            began=began, redo=redo, auto=auto_shrink, manner=manner,
-        )  # fmt: skip
-        reports.append(make.validation(job, data))
+        reports.append(make.validation(trained, data))
         began = clock.monotonic()
     return reports
 
@@ -104,8 +101,8 @@ def validate(
     """Segment and score the held-out cases of trained folds; what is done is kept.
 
     dataset: number or name
-    configuration: 2d, 3d_fullres or 3d_lowres
-    fold: 0 1 2 3 4, or all
+    configuration: 3d_fullres, 2d, 3d_lowres or 3d_cascade_fullres, as the plan has them
+    fold: numbers, as 0 1 2 3 4, or all
     plan: name of the plan
     run: name of the run
     device: cpu, cuda or cuda:1 (default: a card if there is one)
@@ -223,9 +220,15 @@ def status(
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
     """
+    from autoseg.errors import AutosegError
     from autoseg.flow.look import status as status_of
     from autoseg.workspace import open_workspace
 
     workspace = open_workspace(root)
     names = workspace.datasets() if dataset is None else [workspace.dataset(dataset).name]
+    if not names:
+        raise AutosegError(
+            f"there is no dataset in {' or '.join(map(str, workspace.raw))}; choose another --root, "
+            "or make a phantom with `autoseg demo`"
+        )
     return [status_of(workspace.places(name)) for name in names]

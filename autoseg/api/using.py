@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.api.job import job_of, several
+from autoseg.api.job import job_of, processes, several
 
 if TYPE_CHECKING:
     from autoseg.documents.report import Report
@@ -51,9 +52,9 @@ def predict(
     dataset: number or name (default: the one dataset that has models)
     model: a package: a file, a folder, or the name of an installed one
     configuration: one, or several whose probabilities are averaged (default: what was chosen)
-    fold: default: all of the model
-    plan: default: the plan of the best configuration
-    run: default: the run of the best configuration
+    fold: which ones (default: all of the model)
+    plan: name of the plan (default: that of the best configuration)
+    run: name of the run (default: that of the best configuration)
     fast: one fold and no mirroring: several times faster, a little worse
     precision: float32, bfloat16 or float16 (default: the model's, float32)
     runtime: torch, or onnx for a folder of `autoseg export --onnx` (default: what the model is for)
@@ -72,20 +73,15 @@ def predict(
     """
     from dataclasses import replace
 
-    from autoseg.errors import AutosegError
     from autoseg.flow import use
     from autoseg.flow.ask import precision_of
     from autoseg.flow.choose import Wish, places_of, wished
-    from autoseg.interop.dicom.source import holds_dicom
     from autoseg.models.members import narrowed
     from autoseg.models.onnx import checked_runtime
     from autoseg.stages.predict import Keep
     from autoseg.workspace import open_workspace
 
-    if output is None:
-        raise AutosegError("`autoseg predict` needs output (-o)")
-    if input is not None and output.resolve() == input.resolve():
-        raise AutosegError(f"{output} holds the scans; name another folder for the label maps (-o)")
+    output = _label_folder(input, output)
     wish = Wish(dataset, several(configuration), several(fold), plan, run)
     number = precision_of(precision)
     workspace = open_workspace(root)
@@ -93,10 +89,8 @@ def predict(
     if model is None or (input is None and dataset is not None):
         places = places_of(workspace, dataset)
         wish = replace(wish, dataset=places.name)
-    clinical = input is not None and not use.holds_images(input) and holds_dicom(input)
     given = {"--series": series, "--format": format != "nifti", "--accept-uneven": accept_uneven}
-    if any(given.values()) and not clinical:
-        raise use.no_dicom(input, [name for name, value in given.items() if value])
+    clinical = _is_clinical(input, [name for name, value in given.items() if value])
     with wished(workspace, wish, model) as chosen:
         checked_runtime(chosen, runtime)
         speaker = narrowed(chosen, fast=fast, precision=number)
@@ -110,6 +104,30 @@ def predict(
             how |= {"series": several(series), "form": format, "accept_uneven": accept_uneven}
             return segmented(speaker, input, output, **how)
         return use.predictions(speaker, use.input_cases(input, places), output, **how)
+
+
+def _label_folder(input: Path | None, output: Path | None) -> Path:
+    """Where label maps go. Raises AutosegError where that is not said, is no folder, or the scans'."""
+    from autoseg.errors import AutosegError
+
+    if output is None:
+        raise AutosegError("`autoseg predict` needs output (-o)")
+    if output.exists() and not output.is_dir():
+        raise AutosegError(f"{output} is a file; name a folder for the label maps (-o)")
+    if input is not None and output.resolve() == input.resolve():
+        raise AutosegError(f"{output} holds the scans; name another folder for the label maps (-o)")
+    return output
+
+
+def _is_clinical(input: Path | None, options: Sequence[str]) -> bool:
+    """Whether the scans are DICOM. Raises AutosegError for options of DICOM where they are not."""
+    from autoseg.flow import use
+    from autoseg.interop.dicom.source import holds_dicom
+
+    clinical = input is not None and not use.holds_images(input) and holds_dicom(input)
+    if options and not clinical:
+        raise use.no_dicom(input, options)
+    return clinical
 
 
 def ensemble(input: tuple[Path, ...], output: Path, *, json: bool = False) -> Averaged:
@@ -144,8 +162,8 @@ def postprocess(
     output: folder for the cleaned ones
     dataset: number or name (default: the one dataset that has models)
     model: a package: a file, a folder, or the name of an installed one
-    plan: default: that of the choice
-    run: default: that of the choice
+    plan: name of the plan (default: that of the choice)
+    run: name of the run (default: that of the choice)
     workers: processes (default: one for each core)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
@@ -156,7 +174,7 @@ def postprocess(
 
     wish = Wish(dataset, plan=plan, run=run)
     with wished(open_workspace(root), wish, model) as chosen:
-        return use.cleaned_up(chosen.spec, input, output, workers)
+        return use.cleaned_up(chosen.spec, input, output, processes(workers))
 
 
 def evaluate(
@@ -175,16 +193,19 @@ def evaluate(
     input: folder of predicted label maps
     reference: folder of reference label maps (default: the dataset's labelsTs, then labelsTr)
     dataset: number or name; says what the label values mean
-    tolerance_mm: tolerance of the surface Dice (NSD), default 1 mm
+    tolerance_mm: tolerance of the surface Dice, NSD (default: 1)
     output: also write the report to this JSON file
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: processes (default: one for each core)
     json: print JSON
     """
+    from autoseg.errors import AutosegError
     from autoseg.flow import use
 
+    if output is not None and output.is_dir():
+        raise AutosegError(f"{output} is a folder; name a JSON file for the report (-o)")
     places = None if dataset is None else job_of(dataset, root).places
-    report = use.evaluation(input, reference, places, tolerance_mm, workers)
+    report = use.evaluation(input, reference, places, tolerance_mm, processes(workers))
     if output is not None:
         report.write(output)
     return report

@@ -9,6 +9,7 @@ processor wait. On a processor its sums depend on the number of threads, so it r
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,16 +30,21 @@ __all__ = ["UNCHANGED", "Sample", "SampleParameters", "apply", "draw", "needed_b
 class Sample:
     """What was read for one sample: the patch, or the box that its rotation and scaling need.
 
-    `shift` is the box's start relative to the patch's start, in voxels.
+    Tensors, or on a processor arrays, which may be views of a case: they are only read. `shift` is
+    the box's start relative to the patch's start, in voxels.
     """
 
-    image: Tensor
+    image: Tensor | NDArray[np.float32]
     """(C, *box) float32"""
-    labels: Tensor
+    labels: Tensor | NDArray[Any]
     """(*box) integers, -1 outside the case, -2 where nobody labelled"""
     shift: tuple[int, ...]
-    previous: Tensor | None = None
+    previous: Tensor | NDArray[Any] | None = None
     """(*box) class indices of a cascade's earlier stage, 0 outside the case"""
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.device if isinstance(self.image, Tensor) else torch.device("cpu")
 
 
 @contextmanager
@@ -70,13 +76,30 @@ def apply(
     images, maps = _placed(samples, parameters, tuple(patch_vox), bool(previous_classes))
     labels = maps[:, 0]
     change_intensities(images, parameters)
-    outside = labels == OUTSIDE
-    for channel in masked_channels:
-        images[:, channel].masked_fill_(outside, 0.0)
+    outside = _equal(labels, OUTSIDE)
+    if outside is not None:
+        for layer in (*(images[:, channel] for channel in masked_channels), labels):
+            _clear(layer, outside)
     if previous_classes:
         images = torch.cat([images, _one_hot(maps[:, 1], previous_classes)], dim=1)
-    long = blank(labels.shape, np.int64, labels.device)
-    return images, long.copy_(labels.masked_fill_(outside, 0))
+    return images, blank(labels.shape, np.int64, labels.device).copy_(labels)
+
+
+def _equal(x: Tensor, value: int) -> Tensor | None:
+    """Where `x` has the value; None if a processor sees that nothing has: a card is not asked."""
+    if x.device.type != "cpu":
+        return x == value
+    # of bytes NumPy compares many more at once than torch
+    found = x.numpy() == value
+    return torch.from_numpy(found) if found.any() else None
+
+
+def _clear(x: Tensor, where: Tensor) -> None:
+    """Let `x` be 0 there."""
+    if x.device.type == "cpu":
+        np.copyto(x.numpy(), 0, where=where.numpy())
+    else:
+        x.masked_fill_(where, 0)
 
 
 def _one_hot(previous: Tensor, classes: int) -> Tensor:
@@ -86,18 +109,6 @@ def _one_hot(previous: Tensor, classes: int) -> Tensor:
     return hot.to(torch.float32)
 
 
-def _maps(sample: Sample, cascade: bool) -> Tensor:
-    """(1 or 2, *box): the labels and, in a cascade, the earlier stage's label map."""
-    labels = sample.labels[None]
-    if not cascade or sample.previous is None:
-        # a byte a voxel where that is enough: the processor compares 64 of them at once
-        return labels if labels.dtype == torch.int8 else labels.to(torch.int16)
-    labels = labels.to(torch.int16)
-    # to the earlier stage background and outside are one: apart they would lose to a class between
-    previous = sample.previous[None].to(torch.int16)
-    return torch.cat([labels, previous.masked_fill(previous == 0, OUTSIDE)])
-
-
 def _placed(
     samples: Sequence[Sample],
     parameters: Sequence[SampleParameters],
@@ -105,29 +116,45 @@ def _placed(
     cascade: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(images, maps (B, 1 or 2, *patch)) rotated, scaled and mirrored; the rest is copied."""
-    first = samples[0].image
-    small = not cascade and all(s.labels.dtype == torch.int8 for s in samples)
-    images = blank((len(samples), first.shape[0], *patch), np.float32, first.device)
-    kind = np.int8 if small else np.int16
-    maps = blank((len(samples), 1 + cascade, *patch), kind, first.device)
-    moved = []
+    device = samples[0].device
+    # a byte a voxel where that is enough: the processor compares 64 of them at once
+    small = not cascade and all(s.labels.dtype in (torch.int8, np.int8) for s in samples)
+    images = blank((len(samples), samples[0].image.shape[0], *patch), np.float32, device)
+    maps = blank((len(samples), 1 + cascade, *patch), np.int8 if small else np.int16, device)
+    if device.type == "cpu":
+        for sample, p, image, layers in zip(samples, parameters, images, maps, strict=True):
+            _place_here(sample, p, image.numpy(), layers.numpy())
+    else:
+        _place_there(samples, parameters, images, maps)
+    return images, maps
+
+
+def _place_there(
+    samples: Sequence[Sample], parameters: Sequence[SampleParameters], images: Tensor, maps: Tensor
+) -> None:
+    """Fill (B, C, *patch) and (B, 1 or 2, *patch) on a card."""
+    patch, cascade = tuple(images.shape[2:]), maps.shape[1] == 2
+    moved = [i for i, p in enumerate(parameters) if p.matrix is not None]
     for i, (sample, p) in enumerate(zip(samples, parameters, strict=True)):
-        if p.matrix is not None and first.device.type != "cpu":
-            moved.append(i)
-            continue
-        layers = _maps(sample, cascade)
-        if first.device.type == "cpu":
-            _place_here(sample.image, layers, sample.shift, p, images[i], maps[i])
-        else:
-            images[i].copy_(_flipped(sample.image, p, patch))
-            maps[i].copy_(_flipped(layers, p, patch))
+        if p.matrix is None:
+            images[i].copy_(_flipped(torch.as_tensor(sample.image), p, patch))
+            maps[i].copy_(_flipped(_maps(sample, cascade), p, patch))
     if moved:
         # a card likes few large pieces of work
         found = _moved([samples[i] for i in moved], [parameters[i] for i in moved], patch, cascade)
         for i, image, layers in zip(moved, *found, strict=True):
             images[i].copy_(image)
             maps[i].copy_(layers)
-    return images, maps
+
+
+def _maps(sample: Sample, cascade: bool) -> Tensor:
+    """(1 or 2, *box) int16: the labels and, in a cascade, the earlier stage's label map."""
+    labels = torch.as_tensor(sample.labels)[None].to(torch.int16)
+    if not cascade or sample.previous is None:
+        return labels
+    # to the earlier stage background and outside are one: apart they would lose to a class between
+    previous = torch.as_tensor(sample.previous)[None].to(torch.int16)
+    return torch.cat([labels, previous.masked_fill(previous == 0, OUTSIDE)])
 
 
 def _flipped(x: Tensor, p: SampleParameters, patch: tuple[int, ...]) -> Tensor:
@@ -148,35 +175,35 @@ def _matrix_of(p: SampleParameters, patch: tuple[int, ...]) -> NDArray[np.float6
 
 
 def _place_here(
-    image: Tensor,
-    layers: Tensor,
-    shift: Sequence[int],
-    p: SampleParameters,
-    into: Tensor,
-    maps_into: Tensor,
+    sample: Sample, p: SampleParameters, into: NDArray[np.float32], maps_into: NDArray[Any]
 ) -> None:
     """Fill (C, *patch) and (1 or 2, *patch) of one sample on the processor."""
-    patch = tuple(into.shape[1:])
+    patch = into.shape[1:]
     still = len(patch) - (0 if p.matrix is None else len(p.matrix))
     # backwards in the source itself: a mirrored patch costs one copy, as any other
-    back = (
-        slice(None),
-        *(slice(None, None, -1 if a in p.mirror and a < still else 1) for a in range(len(patch))),
+    back = tuple(
+        slice(None, None, -1 if a in p.mirror and a < still else 1) for a in range(len(patch))
     )
-    source, maps = image.numpy()[back], layers.numpy()[back]
+    source = np.asarray(sample.image)[(slice(None), *back)]
+    maps = [np.asarray(sample.labels)[back]]
+    if len(maps_into) == 2:
+        previous = np.asarray(sample.previous)[back]
+        # to the earlier stage background and outside are one, as in `_maps`
+        maps.append(np.where(previous == 0, OUTSIDE, previous).astype(maps_into.dtype))
     if p.matrix is None:
-        into.numpy()[...] = source
-        maps_into.numpy()[...] = maps
+        into[...] = source
+        for layer, target in zip(maps, maps_into, strict=True):
+            target[...] = layer
         return
     matrix, moving = _matrix_of(p, patch), patch[still:]
     moved_here(
         # axes that stay (slices in dummy 2D) become layers
         source.reshape(-1, *source.shape[1 + still :]),
-        maps.reshape(-1, *maps.shape[1 + still :]),
+        [layer for one in maps for layer in one.reshape(-1, *one.shape[still:])],
         matrix,
-        offset_of(matrix, np.array(shift[still:], np.float64), moving),
-        into.view(-1, *moving).numpy(),
-        maps_into.view(-1, *moving).numpy(),
+        offset_of(matrix, np.array(sample.shift[still:], np.float64), moving),
+        into.reshape(-1, *moving),
+        maps_into.reshape(-1, *moving),
     )
 
 
@@ -205,12 +232,12 @@ def _stacked(
     """(S, C, *box) images and (S, 1 or 2, *box) maps, filled up with what lies outside."""
     first = samples[0]
     box = [max(s.labels.shape[axis] for s in samples) for axis in range(first.labels.ndim)]
-    device, count = first.image.device, len(samples)
+    device, count = first.device, len(samples)
     images = torch.zeros((count, first.image.shape[0], *box), device=device)
     maps = torch.full((count, 1 + cascade, *box), OUTSIDE, dtype=torch.int16, device=device)
     for image, layers, sample, p in zip(images, maps, samples, parameters, strict=True):
         for axis, n in enumerate(sample.labels.shape, 1):
             image, layers = image.narrow(axis, 0, n), layers.narrow(axis, 0, n)
-        image.copy_(_flipped(sample.image, p, tuple(sample.labels.shape)))
+        image.copy_(_flipped(torch.as_tensor(sample.image), p, tuple(sample.labels.shape)))
         layers.copy_(_flipped(_maps(sample, cascade), p, tuple(sample.labels.shape)))
     return images, maps

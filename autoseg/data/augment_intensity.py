@@ -6,7 +6,7 @@ made to wait, since no value is read back. Call outside autocast.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from math import ceil, pi, prod
+from math import pi, prod
 from typing import TypeVar
 
 import numpy as np
@@ -67,9 +67,26 @@ def _pieces(x: Tensor) -> Sequence[Tensor]:
 
 def _mean_and_range(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(mean, lowest, highest) of a channel, read once."""
-    found = [(piece.sum(), *piece.aminmax()) for piece in _pieces(x)]
+    found = [(piece.sum(), *_range(piece)) for piece in _pieces(x)]
     sums, lows, highs = (torch.stack(numbers) for numbers in zip(*found, strict=True))
     return sums.sum() / x.numel(), lows.amin(), highs.amax()
+
+
+def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(lowest, highest); NumPy finds both sooner than torch does in one go."""
+    if x.device.type == "cpu":
+        array = x.numpy()
+        return torch.as_tensor(array.min()), torch.as_tensor(array.max())
+    low, high = x.aminmax()
+    return low, high
+
+
+def _stretch(x: Tensor, factor: Tensor | float, shift: Tensor) -> None:
+    """Let `x` be factor * x + shift; on a processor, which knows its numbers, in one step."""
+    if x.device.type == "cpu":
+        torch.add(shift, x, alpha=float(factor), out=x)
+    else:
+        x.mul_(factor).add_(shift)
 
 
 def add_noise(images: Tensor, parameters: Drawn) -> None:
@@ -126,10 +143,17 @@ def scale_contrast(images: Tensor, parameters: Drawn) -> None:
         mean, low, high = _mean_and_range(x)
         shift = mean * (1 - factor)
         for piece in _pieces(x):
-            piece.mul_(factor).add_(shift)
-            # clamping to tensors is slow
-            torch.maximum(piece, low, out=piece)
-            torch.minimum(piece, high, out=piece)
+            _stretch(piece, factor, shift)
+            _clamp(piece, low, high)
+
+
+def _clamp(x: Tensor, low: Tensor, high: Tensor) -> None:
+    if x.device.type == "cpu":
+        x.clamp_(low.item(), high.item())
+    else:
+        # clamping to tensors is slow
+        torch.maximum(x, low, out=x)
+        torch.minimum(x, high, out=x)
 
 
 def bend_gamma(images: Tensor, parameters: Drawn, *, inverted: bool) -> None:
@@ -153,15 +177,17 @@ def _bend(x: Tensor, power: float, inverted: bool) -> None:
     sign = -1.0 if inverted else 1.0
     scale = sign / (high - low).clamp(min=TINY)
     start = (high if inverted else low) - mean
+    middle = -start * scale
     # where the power takes the mean: the new mean is not far
-    near = (-start * scale).clamp(0.0, 1.0).pow(power)
+    near = middle.clamp(0.0, 1.0).pow(power)
     least = 10.0 ** (-30.0 / max(power, 1.0))
     squares, sums, new_squares = [], [], []
     for piece in _pieces(x):
         piece.sub_(mean)
         squares.append(piece.dot(piece))
         # a power as the exponential of a multiple: three quick steps, but slow ones near 0
-        piece.sub_(start).mul_(scale).clamp_(min=least).log_().mul_(power).exp_().sub_(near)
+        _stretch(piece, scale, middle)
+        piece.clamp_(min=least).log_().mul_(power).exp_().sub_(near)
         sums.append(piece.sum())
         new_squares.append(piece.dot(piece))
     off = torch.stack(sums).sum() / x.numel()
@@ -170,48 +196,39 @@ def _bend(x: Tensor, power: float, inverted: bool) -> None:
     factor = sign * spread / spread_now.clamp(min=TINY)
     shift = mean - off * factor
     for piece in _pieces(x):
-        piece.mul_(factor).add_(shift)
+        _stretch(piece, factor, shift)
 
 
 def blur(images: Tensor, parameters: Drawn) -> None:
     """Gaussian blur with a sigma an axis, mirrored about the outermost voxels' centres."""
     flat = _rows(images)
     for row, sigmas in _chosen(parameters, lambda p: p.blur_sigma_vox):
-        reach = [_reach(sigma) for sigma in sigmas]
-        _along_axes(flat[row], sigmas, blur_matrix, reach)
+        _along_axes(flat[row], sigmas, blur_matrix)
 
 
 def lower_resolution(images: Tensor, parameters: Drawn) -> None:
     """Sample down to the nearest voxels and back up linearly."""
     flat = _rows(images)
     for row, zooms in _chosen(parameters, lambda p: p.low_resolution):
-        # the next coarse voxel's centre is at most 1/zoom away, its nearest voxel half a voxel more
-        reach = [ceil(n / max(1, round(n * z))) + 1 for n, z in zip(images.shape[2:], zooms)]
-        _along_axes(flat[row], zooms, low_resolution_matrix, reach)
+        _along_axes(flat[row], zooms, low_resolution_matrix)
 
 
 def _along_axes(
     image: Tensor,
     values: Sequence[float],
     matrix_of: Callable[[int, float], NDArray[np.float32] | None],
-    reach: Sequence[int],
 ) -> None:
     """Multiply each axis of one channel with its own small matrix, in place.
 
-    Dense matrices beat convolutions of single channels here. A row of a matrix holds nothing
-    beyond `reach` of its diagonal: a processor leaves most of that out, block by block, a card
-    takes the whole as one piece of work.
+    Dense matrices beat convolutions of single channels here.
     """
-    steps = []
-    for axis, (n, value, far) in enumerate(zip(image.shape, values, reach, strict=True)):
-        made = matrix_of(n, value)
-        if made is not None:
-            steps.append((axis, on_device(made, image.device), far))
+    made = [matrix_of(n, value) for n, value in zip(image.shape, values, strict=True)]
+    steps = [(axis, matrix) for axis, matrix in enumerate(made) if matrix is not None]
     x = image
-    for k, (axis, matrix, far) in enumerate(steps):
+    for k, (axis, matrix) in enumerate(steps):
         # the last writes into the image, unless it is what it reads
         out = image if 0 < k == len(steps) - 1 else _another(x, f"blurred {k % 2}")
-        _along_axis(x, axis, matrix, far, out)
+        _along_axis(x, axis, matrix, out)
         x = out
     if x is not image:
         image.copy_(x)
@@ -224,15 +241,19 @@ def _another(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def _along_axis(x: Tensor, axis: int, matrix: Tensor, far: int, out: Tensor) -> None:
-    """Fill `out` with the matrix times one axis of `x`."""
-    n, before, last = x.shape[axis], prod(x.shape[:axis]), axis == x.ndim - 1
-    x, out = (t.view(before, n) if last else t.view(before, n, -1) for t in (x, out))
-    block = BLOCK_VOX if x.device.type == "cpu" else n
-    for start in range(0, n, block):
-        rows = slice(start, min(start + block, n))
-        seen = slice(max(0, start - far), min(n, start + block + far))
-        part = matrix[rows, seen]
+def _along_axis(x: Tensor, axis: int, matrix: NDArray[np.float32], out: Tensor) -> None:
+    """Fill `out` with `matrix` (n, n) times one axis of `x`.
+
+    Both are contiguous, in different memory.
+
+    Most of such a matrix is empty: a processor leaves that out, block by block, a card takes the
+    whole as one piece of work.
+    """
+    before, last = prod(x.shape[:axis]), axis == x.ndim - 1
+    x, out = (t.view(before, t.shape[axis], *([] if last else [-1])) for t in (x, out))
+    whole = on_device(matrix, x.device)
+    for rows, seen in _blocks(matrix, BLOCK_VOX if x.device.type == "cpu" else len(matrix)):
+        part = whole[rows, seen]
         if last:
             torch.mm(x[:, seen], part.T, out=out[:, rows])
         elif before == 1:
@@ -241,13 +262,18 @@ def _along_axis(x: Tensor, axis: int, matrix: Tensor, far: int, out: Tensor) -> 
             out[:, rows] = part @ x[:, seen]
 
 
-def _reach(sigma_vox: float) -> int:
-    return int(BLUR_REACH * sigma_vox + 0.5)
+def _blocks(matrix: NDArray[np.float32], count: int) -> Iterator[tuple[slice, slice]]:
+    """Each `count` rows, and the columns between the first and the last that they use."""
+    used = matrix != 0
+    first, last = used.argmax(axis=1), matrix.shape[1] - used[:, ::-1].argmax(axis=1)
+    for start in range(0, len(matrix), count):
+        rows = slice(start, min(start + count, len(matrix)))
+        yield rows, slice(int(first[rows].min()), int(last[rows].max()))
 
 
 def blur_matrix(n: int, sigma_vox: float) -> NDArray[np.float32]:
     """(n, n): a Gaussian of `sigma_vox`, cut at 3 sigma, the border mirrored without repetition."""
-    reach = _reach(sigma_vox)
+    reach = int(BLUR_REACH * sigma_vox + 0.5)
     taps = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (taps / sigma_vox) ** 2)
     weights /= weights.sum()

@@ -46,7 +46,7 @@ Block = tuple[slice, ...]
 
 def moved_here(
     image: Floats,
-    maps: Integers,
+    maps: Sequence[Integers],
     matrix: NDArray[np.float64],
     offset: NDArray[np.float64],
     images: Floats,
@@ -54,7 +54,7 @@ def moved_here(
 ) -> None:
     """Fill `images` (L, *patch) and `found` (M, *patch): voxel o shows offset + matrix @ o.
 
-    `image` is (L, *box), linear, 0 outside the box; `maps` (M, *box) give the label with the
+    `image` is (L, *box), linear, 0 outside the box; `maps`, M of (*box), give the label with the
     largest linear weight, the lowest at a tie, -1 outside. Two or three spatial axes.
     """
     if np.count_nonzero(matrix - np.diag(np.diag(matrix))):
@@ -104,7 +104,7 @@ def _between(image: Floats, places: Sequence[NDArray[np.float64]], out: Floats) 
     grid[0, ..., 0] = (2 * columns + 1) / width - 1
     grid[0, ..., 1] = ((2 * rows + 1) / height - 1)[:, None]
     if len(places) == 2:
-        plane = torch.from_numpy(np.ascontiguousarray(image))
+        plane = _owned(image)
         for start in range(0, len(rows), BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
             out[:, part] = _sampled(plane, grid[:, part])
@@ -116,6 +116,13 @@ def _between(image: Floats, places: Sequence[NDArray[np.float64]], out: Floats) 
         if taps.high_weight[z]:
             low += np.multiply(image[:, taps.high[z]], taps.high_weight[z], out=high)
         out[:, z] = _sampled(torch.from_numpy(low), grid)
+
+
+def _owned(image: Floats) -> Tensor:
+    """A copy in one piece, in memory of this module: torch reads no views of a case."""
+    copy = kept("planes", image.shape, np.float32)
+    np.copyto(copy, image)
+    return torch.from_numpy(copy)
 
 
 def _sampled(plane: Tensor, grid: Floats) -> Floats:
@@ -130,9 +137,11 @@ def _sampled(plane: Tensor, grid: Floats) -> Floats:
     return found
 
 
-def _scaled(maps: Integers, places: Sequence[NDArray[np.float64]], found: Integers) -> None:
-    padded, cells = _cells(maps)
-    clamped = [np.clip(p, -MARGIN, n) for p, n in zip(places, maps.shape[1:], strict=True)]
+def _scaled(
+    maps: Sequence[Integers], places: Sequence[NDArray[np.float64]], found: Integers
+) -> None:
+    padded, cells = _cells(maps, found.dtype.type)
+    clamped = [np.clip(p, -MARGIN, n) for p, n in zip(places, maps[0].shape, strict=True)]
     corner = [np.floor(p).astype(np.intp) + MARGIN for p in clamped]
     here = cells
     for axis, index in enumerate(corner, 1):
@@ -153,16 +162,16 @@ def _scaled(maps: Integers, places: Sequence[NDArray[np.float64]], found: Intege
 
 def _turned(
     image: Floats,
-    maps: Integers,
+    maps: Sequence[Integers],
     matrix: NDArray[np.float64],
     offset: NDArray[np.float64],
     images: Floats,
     found: Integers,
 ) -> None:
-    padded, cells = _cells(maps)
+    padded, cells = _cells(maps, found.dtype.type)
     plane, tables = None, []
     if len(matrix) == 2:
-        plane = torch.from_numpy(np.ascontiguousarray(image))
+        plane = _owned(image)
     else:
         tables = _tables(image)
     numbers = np.arange(prod(found.shape[1:])).reshape(found.shape[1:])
@@ -225,17 +234,18 @@ def _tables(image: Floats) -> list[Floats]:
     return tables
 
 
-def _cells(maps: Integers) -> tuple[Integers, Integers]:
+def _cells(maps: Sequence[Integers], kind: type[np.integer[Any]]) -> tuple[Integers, Integers]:
     """(the maps with -1 round the box, the label that all corners of a cell share, or MIXED).
 
     A cell bears the number of its lowest corner. The last of each axis have no upper corners: they
     hold anything, and nobody looks there.
     """
-    kind, box = maps.dtype.type, maps.shape[1:]
+    box = maps[0].shape
     shape = (len(maps), *(n + 2 * MARGIN for n in box))
     padded = kept("maps", shape, kind)
     padded.fill(OUTSIDE)
-    padded[(slice(None), *(slice(MARGIN, MARGIN + n) for n in box))] = maps
+    for layer, target in zip(maps, padded, strict=True):
+        target[tuple(slice(MARGIN, MARGIN + n) for n in box)] = layer
     low = high = padded.reshape(-1)
     # in one long row, a voxel's next along an axis is a fixed step away
     for axis, step in enumerate(_strides(shape)[1:]):
@@ -244,7 +254,7 @@ def _cells(maps: Integers) -> tuple[Integers, Integers]:
         np.maximum(high[:-step], high[step:], out=higher[:-step])
         lower[-step:], higher[-step:] = OUTSIDE, OUTSIDE
         low, high = lower, higher
-    np.putmask(low, np.not_equal(low, high, out=kept("mixed", low.shape, np.bool_)), MIXED)
+    np.copyto(low, MIXED, where=np.not_equal(low, high, out=kept("mixed", low.shape, np.bool_)))
     return padded, low.reshape(shape)
 
 
@@ -256,21 +266,19 @@ def _places(
 ) -> list[Floats]:
     """Where a block's voxels lie in the padded box, a flat array an axis; far places move to it."""
     places = []
-    last = block[-1]
-    lines = prod(part.stop - part.start for part in block[:-1])
-    for axis, (row, start, n) in enumerate(zip(matrix.tolist(), offset.tolist(), box, strict=True)):
-        lead, low, high = np.array([start + MARGIN]), start + MARGIN, start + MARGIN
-        for slope, part in zip(row, block, strict=True):
-            ends = slope * part.start, slope * (part.stop - 1)
-            low, high = low + min(ends), high + max(ends)
-            if part is not last:
-                lead = (lead[:, None] + slope * np.arange(part.start, part.stop)).reshape(-1)
-        line = np.arange(last.start, last.stop) * row[-1]
-        place = kept(f"place {axis}", (lines, len(line)), np.float32)
-        np.add(lead.astype(np.float32)[:, None], line.astype(np.float32), out=place)
-        if low < 0.5 or high > n + MARGIN - 0.5:
-            np.clip(place, 0, n + MARGIN, out=place)
-        places.append(place.reshape(-1))
+    *lead, last = (np.arange(part.start, part.stop, dtype=np.float64) for part in block)
+    shape = (*(len(line) for line in lead), len(last))
+    for axis, (row, start, n) in enumerate(zip(matrix, offset, box, strict=True)):
+        lines = lead[0] * row[0] + (start + MARGIN)
+        if len(lead) == 2:
+            lines = lines[:, None] + lead[1] * row[1]
+        place = kept(f"place {axis}", shape, np.float32)
+        line = (last * row[-1]).astype(np.float32)
+        np.add(lines.astype(np.float32)[..., None], line, out=place)
+        place = place.reshape(-1)
+        np.maximum(place, 0, out=place)
+        np.minimum(place, n + MARGIN, out=place)
+        places.append(place)
     return places
 
 
@@ -314,7 +322,7 @@ def _look_up(
     target: Floats,
 ) -> None:
     """Fill `target` (layers of all tables, *block), linear between the corners of each cell."""
-    weights: list[Floats] = []
+    weights: list[Tensor] = []
     done = 0
     for table in tables:
         width = table.shape[-1]
@@ -326,32 +334,33 @@ def _look_up(
         done += width
 
 
-def _repeated(fractions: Floats, width: int, axis: int) -> Floats:
+def _repeated(fractions: Floats, width: int, axis: int) -> Tensor:
     """(N, width): each fraction for all layers of a row."""
     wide = kept(f"weight {axis}", (fractions.size, width), np.float32)
     for k in range(width):
         wide[:, k] = fractions
-    return wide
+    return torch.from_numpy(wide)
 
 
-def _interpolated(table: Floats, index: NDArray[np.intp], weights: Sequence[Floats]) -> Floats:
+def _interpolated(table: Floats, index: NDArray[np.intp], weights: Sequence[Tensor]) -> Floats:
     """(N, layers): linear between the corners of each cell."""
-    width = table.shape[-1]
-    rows = table.reshape(-1, width)
-    strides = _strides(table.shape[:-1])
+    shape = (index.size, table.shape[-1])
+    rows, strides = table.reshape(-1, shape[1]), _strides(table.shape[:-1])
     # no more corners are held at once than this
-    held = [kept(f"corner {k}", (index.size, width), np.float32) for k in range(len(weights) + 1)]
+    held = [kept(f"corner {k}", shape, np.float32) for k in range(len(weights) + 1)]
+    corners = [torch.from_numpy(corner) for corner in held]
 
-    def along(axis: int, shift: int, slot: int) -> Floats:
+    def along(axis: int, shift: int, slot: int) -> None:
         if axis == len(weights):
-            return np.take(rows[shift:], index, axis=0, mode="clip", out=held[slot])
-        low, high = along(axis + 1, shift, slot), along(axis + 1, shift + strides[axis], slot + 1)
-        high -= low
-        high *= weights[axis]
-        low += high
-        return low
+            rows[shift:].take(index, axis=0, mode="clip", out=held[slot])
+            return
+        along(axis + 1, shift, slot)
+        along(axis + 1, shift + strides[axis], slot + 1)
+        # in one step, where NumPy takes three
+        torch.lerp(corners[slot], corners[slot + 1], weights[axis], out=corners[slot])
 
-    return along(0, 0, 0)
+    along(0, 0, 0)
+    return held[0]
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

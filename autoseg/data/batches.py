@@ -78,7 +78,7 @@ class BatchSpec:
 
 @dataclass(frozen=True, eq=False)
 class RawSample:
-    """A sample as read from disk, with what is to be done to it; arrays, so that it can travel."""
+    """A sample as read from disk, with what is to be done to it; arrays not to be written to."""
 
     image: NDArray[np.float32]
     labels: NDArray[Any]
@@ -144,15 +144,25 @@ def _read(
 
 def packed(samples: Sequence[RawSample]) -> Item:
     """The samples as long tensors and what is needed to part them: few transfers, not many."""
-    previous = [torch.from_numpy(s.previous).reshape(-1) for s in samples if s.previous is not None]
+    previous = [s.previous for s in samples if s.previous is not None]
     return {
-        "images": torch.cat([torch.from_numpy(s.image).reshape(-1) for s in samples]),
-        "labels": torch.cat([torch.from_numpy(s.labels).reshape(-1) for s in samples]),
-        "previous": torch.cat(previous) if previous else None,
+        "images": _joined([s.image for s in samples]),
+        "labels": _joined([s.labels for s in samples]),
+        "previous": _joined(previous) if previous else None,
         "boxes": [s.labels.shape for s in samples],
         "shifts": [s.shift for s in samples],
         "parameters": [s.parameters for s in samples],
     }
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    """All numbers of the arrays one after the other, each copied once."""
+    row = np.empty(sum(a.size for a in arrays), np.result_type(*arrays))
+    start = 0
+    for array in arrays:
+        row[start : start + array.size].reshape(array.shape)[...] = array
+        start += array.size
+    return torch.from_numpy(row)
 
 
 ARRAYS = ("images", "labels", "previous")
@@ -215,7 +225,7 @@ def augmented(
 ) -> Batch:
     """The batch made from what was read, augmented on the device where it is."""
     extras = (spec.masked_channels, spec.previous_classes)
-    if samples[0].image.device.type != "cpu":
+    if samples[0].device.type != "cpu":
         return apply(samples, parameters, spec.patch_vox, *extras)
     with one_thread():
         return apply(samples, parameters, spec.patch_vox, *extras)
@@ -223,16 +233,8 @@ def augmented(
 
 def augmented_here(samples: Sequence[RawSample], spec: BatchSpec) -> Batch:
     """The batch made from what was read, augmented on the processor."""
-    tensors = [
-        Sample(
-            torch.from_numpy(s.image),
-            torch.from_numpy(s.labels),
-            s.shift,
-            None if s.previous is None else torch.from_numpy(s.previous),
-        )
-        for s in samples
-    ]
-    return augmented(tensors, [s.parameters for s in samples], spec)
+    read = [Sample(s.image, s.labels, s.shift, s.previous) for s in samples]
+    return augmented(read, [s.parameters for s in samples], spec)
 
 
 @dataclass(frozen=True)
@@ -242,13 +244,15 @@ class Produce:
     cases: Cases
     spec: BatchSpec
     augment: bool
+    travels: bool = True
+    """To another process, which is sent small labels."""
 
     def __call__(self, step: int) -> Item:
         samples = read_step(self.cases, self.spec, step)
         if not self.augment:
             return packed(samples)
         images, labels = augmented_here(samples, self.spec)
-        return {"images": images, "labels": labels.to(torch.int16)}
+        return {"images": images, "labels": labels.to(torch.int16) if self.travels else labels}
 
 
 class Batches:
@@ -279,7 +283,7 @@ class Batches:
         here = self.device.type != "cpu" if augment_here is None else augment_here
         # a thread beside a training on the processor would only take its cores
         self.ahead = AHEAD if self.device.type != "cpu" else 0
-        self._produce = Produce(cases, spec, augment=not here)
+        self._produce = Produce(cases, spec, augment=not here, travels=self.workers > 0)
         self._loader: Loader | None = None
         self._ahead: Ahead[tuple[Item, Any]] | None = None
 

@@ -18,7 +18,8 @@ from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.image.geometry import Box, nonzero_box, nonzero_limits
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
-from autoseg.image.resample import Resampling, resample_image, resample_labels, resampled_shape
+from autoseg.image.resample import Resampling, resample_image, resampled_shape
+from autoseg.image.resample_labels import resample_labels
 from autoseg.image.volume import Volume
 
 BYTES_PER_VOXEL = 4

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from autoseg.data.store import Labels
 from autoseg.documents.plan import Preparation
-from autoseg.image.resample import resample_labels, resampled_shape
+from autoseg.image.resample import resampled_shape
+from autoseg.image.resample_labels import resample_labels
 
 
 def one_hot(labels: NDArray[np.integer[Any]], count: int) -> NDArray[np.float32]:

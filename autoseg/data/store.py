@@ -209,20 +209,26 @@ def _damaged_previous(name: str, found: str) -> AutosegError:
 def read_patch(
     case: StoredCase, lower: Sequence[int], size: Sequence[int]
 ) -> tuple[NDArray[np.float32], Labels]:
-    """The box [lower, lower + size) of image (C, *size) and labels (*size), as writable copies.
+    """The box [lower, lower + size) of image (C, *size) and labels (*size), not to be written to.
 
-    What lies beyond the border is 0 in the image and -1 in the labels; so are the labels of a case
-    without labels. `lower` may be negative. A 2D patch is a box of size (1, H, W).
+    A box inside the case is not copied: the arrays are views of the case's. Of another, what lies
+    beyond the border is 0 in the image and -1 in the labels; so are the labels of a case without
+    labels. `lower` may be negative. A 2D patch is a box of size (1, H, W).
     """
     box, into = _overlap(case, lower, size)
-    kind = np.int8 if case.labels is None else case.labels.dtype
-    whole = all(s.stop - s.start == n for s, n in zip(into, size, strict=True))
-    make = np.empty if whole else np.zeros
-    image = make((case.channels, *size), np.float32)
-    image[(slice(None), *into)] = case.image[(slice(None), *box)]
-    labels: Labels = np.full(tuple(size), OUTSIDE, kind)
+    image, labels = case.image[(slice(None), *box)], None
     if case.labels is not None:
-        labels[into] = case.labels[box]
+        labels = case.labels[box]
+    if image.shape[1:] != tuple(size):
+        inside, image = image, np.zeros((case.channels, *size), np.float32)
+        image[(slice(None), *into)] = inside
+    if labels is None or labels.shape != tuple(size):
+        here, kind = labels, np.int8 if labels is None else labels.dtype
+        labels = np.full(tuple(size), OUTSIDE, kind)
+        if here is not None:
+            labels[into] = here
+    for array in (image, labels):
+        array.flags.writeable = False
     return image, labels
 
 

@@ -19,7 +19,7 @@ Link = Literal["", "hard", "soft"]
 Range = tuple[int, int, int]
 
 NAME = re.compile(r"^(?:Dataset)?(\d{1,4})[_ ]([A-Za-z0-9][A-Za-z0-9_-]*)$")
-CASE = re.compile(r"^[^\W_][\w.+@ -]{0,180}$")
+CASE = re.compile(r"^[^\W_][\w.+@() -]{0,180}$")
 MOST = 1 << 31
 RANGE = re.compile(r"^(\d{1,9})(?:-(\d{1,9}))?$")
 
@@ -52,6 +52,9 @@ class SourceCase:
     field_of_view: Source | None = None
     test: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.id
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ class Dataset:
     file_ending: str
     cases: tuple[Case, ...]
     test_cases: tuple[Case, ...]
-    declared_cases: int | None
 
     @property
     def name(self) -> str:
@@ -107,7 +106,6 @@ def read_dataset(folder: Path) -> tuple[Dataset, list[Problem]]:
             f"{folder / 'imagesTr'} holds no image; expected files such as CASE_0000{ending}"
         )
     problems += _missing_channels(cases + test, len(channels))
-    declared = document.get("numTraining")
     dataset = Dataset(
         folder=folder,
         channels=channels,
@@ -115,7 +113,6 @@ def read_dataset(folder: Path) -> tuple[Dataset, list[Problem]]:
         file_ending=ending,
         cases=tuple(sorted(cases, key=lambda c: c.id)),
         test_cases=tuple(sorted(test, key=lambda c: c.id)),
-        declared_cases=declared if isinstance(declared, int) else None,
     )
     return dataset, problems
 

@@ -1,5 +1,6 @@
 """From options, as a person writes them, to what is asked of the planner."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ def request(
     """What is asked of the planner. Raises AutosegError for values that cannot be."""
     if planner not in ("autoseg", "nnunet"):
         raise AutosegError(f"--planner {planner!r} is unknown; use autoseg or nnunet")
-    if gpu_memory is not None and not gpu_memory > 0:
-        raise AutosegError(f"--gpu-memory {gpu_memory:g} must be positive, in GB")
+    if gpu_memory is not None and not 0 < gpu_memory < math.inf:
+        raise AutosegError(f"--gpu-memory {gpu_memory:g} must be positive and finite, in GB")
     return Request(
         planner="nnunet" if planner == "nnunet" else "autoseg",
         network=network,
@@ -26,6 +27,18 @@ def request(
         minutes=None if time is None else seconds_of(time) / 60,
         pins=parse_settings(pins),
     )
+
+
+def overrides(pins: Sequence[str], steps: int | None, run: str) -> dict[str, Any]:
+    """What a run changes in its configuration. Raises AutosegError for what cannot be asked."""
+    changed = parse_settings(pins)
+    if changed and run == "default":
+        raise AutosegError("a run with changed settings needs a name of its own: add --run NAME")
+    if steps is not None:
+        if steps < 1:
+            raise AutosegError(f"--steps {steps} must be at least 1")
+        changed["train.steps"] = steps
+    return changed
 
 
 def patch_size(text: str | None) -> tuple[int, ...] | None:

@@ -63,7 +63,7 @@ def complete(job: Job, dataset: Dataset, made: Plan, asked: Sequence[str]) -> tu
     """The configurations of which every fold is trained. Raises AutosegError where one asked for is
     not, or none is."""
     folds = [str(i) for i in range(len(splits_of(job, dataset)))]
-    lacking = {}
+    lacking: dict[str, list[str]] = {}
     for name in asked:
         made.configuration(name)
     wanted = [name for name in made.configurations if name in (asked or made.configurations)]
@@ -71,18 +71,16 @@ def complete(job: Job, dataset: Dataset, made: Plan, asked: Sequence[str]) -> tu
         places = [job.places.fold(job.plan, name, job.run, fold) for fold in folds]
         missing = [f for f, place in zip(folds, places, strict=True) if not place.weights.exists()]
         if missing:
-            lacking[name] = f"{name} lacks fold {' '.join(missing)}"
+            lacking[name] = missing
+    told = "; ".join(f"{name} lacks fold {' '.join(missing)}" for name, missing in lacking.items())
     if asked and lacking:
-        name, told = next(iter(lacking.items()))
-        raise AutosegError(
-            f"{'; '.join(lacking.values())}: run `autoseg train {job.places.name} {name} "
-            f"{told.partition(' fold ')[2]}` first"
-        )
+        name, missing = next(iter(lacking.items()))
+        command = replace(job, configuration=name).command(*missing)
+        raise AutosegError(f"{told}: run `{command}` first")
     found = tuple(name for name in wanted if name not in lacking)
     if not found:
         raise AutosegError(
-            f"no configuration of {job.places.name} is trained on every fold: "
-            f"{'; '.join(lacking.values())}"
+            f"no configuration of {job.places.name} is trained on every fold: {told}"
         )
     return found
 

@@ -71,7 +71,7 @@ def places_of(workspace: Workspace, dataset: str | None) -> DatasetPlaces:
         )
     if len(names) > 1:
         raise AutosegError(f"several datasets have models; choose one with -d: {', '.join(names)}")
-    log.info("predicting with the models of %s", names[0])
+    log.info("using the models of %s", names[0])
     return workspace.places(names[0])
 
 

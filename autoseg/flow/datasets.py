@@ -20,7 +20,7 @@ from autoseg.documents.conversion import (
 from autoseg.documents.dataset import read_dataset
 from autoseg.documents.spec import DatasetSpec
 from autoseg.errors import AutosegError, nearest
-from autoseg.files import explaining, read_json, sha256_json, write_json
+from autoseg.files import Lock, explaining, read_json, sha256_json, write_json
 from autoseg.interop.conversion import layout_folders, layout_lists, layout_spec, layout_table
 from autoseg.interop.conversion.archives import unpack
 from autoseg.interop.conversion.convert import MARK, Manner, convert, refuse_others
@@ -82,25 +82,41 @@ def fetch_dataset(
     """
     refuse_access(spec)
     folder = _place(workspace, spec.name)
-    made_from = _origin(spec)
-    mark = folder / MARK / FETCHED
-    if mark.exists() and read_json(mark) == made_from and not asked.overwrite:
+    if _is_fetched(folder, spec, asked):
         return Outcome(_standing(folder))
+    downloads = to or workspace.models.parent / "downloads"
+    with Lock(downloads / f".{spec.name}.lock", f"the download of {spec.name}"):
+        # another process may have made it meanwhile
+        if _is_fetched(folder, spec, asked):
+            return Outcome(_standing(folder))
+        return _fetched(folder, spec, downloads / spec.name, keep=keep, asked=asked)
+
+
+def _is_fetched(folder: Path, spec: DatasetSpec, asked: Asked) -> bool:
+    """Whether the dataset was made by this specification. Raises AutosegError for other data there."""
+    mark = folder / MARK / FETCHED
+    if mark.exists() and read_json(mark) == _origin(spec) and not asked.overwrite:
+        return True
     refuse_others(folder)
     if folder.exists() and not asked.overwrite:
         raise AutosegError(
             f"{folder} was made from other data, or by another specification; repeat the command "
             "with --overwrite to fetch and make it again"
         )
+    return False
+
+
+def _fetched(
+    folder: Path, spec: DatasetSpec, downloads: Path, *, keep: bool, asked: Asked
+) -> Outcome:
     log.info("%s: licence %s; cite %s", spec.name, spec.licence or "unknown", spec.citation)
-    downloads = (to or workspace.models.parent / "downloads") / spec.name
     unpacked = []
     for archive in spec.archives:
         path = fetch(archive, downloads)
         unpacked.append(unpack(path, downloads / f"unpacked_{archive_name(archive)}"))
     # on one disk the files of the dataset are those that were unpacked, not copies of them
     outcome = _by_patterns(folder, spec, unpacked, replace(asked, link=asked.link or "hard"))
-    write_json(mark, made_from)
+    write_json(folder / MARK / FETCHED, _origin(spec))
     if not keep:
         shutil.rmtree(downloads, ignore_errors=True)
     return outcome
@@ -165,9 +181,9 @@ def convert_public(workspace: Workspace, spec: DatasetSpec, source: Path, asked:
 def _by_patterns(folder: Path, spec: DatasetSpec, sources: list[Path], asked: Asked) -> Outcome:
     matched = layout_spec.draft_of(spec, sources)
     for pattern, count in matched.counts.items():
-        log.info("%d files match %s", count, pattern)
+        log.info("files that match %s: %d", pattern, count)
     if matched.strangers:
-        log.info("%d files match no pattern and are left out", matched.strangers)
+        log.info("files that match no pattern and are left out: %d", matched.strangers)
     made = convert(matched.draft, folder, _manner(asked, pack=layout_spec.packs(spec)))
     return Outcome(made, matched.counts, (spec.cases, spec.test_cases))
 

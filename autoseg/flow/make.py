@@ -5,7 +5,9 @@ that took long to make (a trained fold) or that a person wrote (an edited plan) 
 silently.
 """
 
+import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg import __version__
 from autoseg.documents.dataset import Dataset, read_dataset
 from autoseg.documents.fingerprint import Fingerprint
-from autoseg.documents.plan import Configuration, Plan
+from autoseg.documents.plan import Configuration, Plan, read_plan
 from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, WeightsFile, lines
 from autoseg.documents.settings import patched
@@ -59,6 +61,15 @@ class Job:
     @property
     def fold_places(self) -> Fold:
         return self.places.fold(self.plan, self.configuration, self.run, self.fold)
+
+    def command(self, *folds: str, changes: Mapping[str, Any] | None = None) -> str:
+        """What a person types to train folds of this (else its own), with changed settings."""
+        words = ["autoseg", "train", self.places.name, self.configuration, *(folds or [self.fold])]
+        words += [] if self.plan == "default" else ["--plan", self.plan]
+        words += [] if self.run == "default" else ["--run", self.run]
+        for key, value in (changes or {}).items():
+            words += ["--set", f"{key}={json.dumps(value, separators=(',', ':'))}"]
+        return shlex.join(words)
 
 
 def fingerprint(job: Job, *, verify: bool = False) -> tuple[Dataset, Fingerprint]:
@@ -117,6 +128,15 @@ def splits_of(job: Job, dataset: Dataset) -> tuple[Split, ...]:
     from autoseg.stages.split import current_splits
 
     return current_splits(job.places, dataset, Fingerprint.read(job.places.fingerprint))
+
+
+def check_folds(job: Job, folds: Sequence[str]) -> None:
+    """Raises AutosegError for one that there is not, before the first of several is trained."""
+    check_plan_name(job)
+    dataset, _ = fingerprint(job)
+    ids = [case.id for case in dataset.cases if case.label is not None]
+    for fold in folds:
+        split_of(fold, splits_of(job, dataset), ids)
 
 
 def split(
@@ -334,10 +354,13 @@ def validation(job: Job, dataset: Dataset, *, keep_probabilities: bool = False) 
     from autoseg.stages.predict import predict_validation
 
     places = job.fold_places
+    check_plan_name(job)
     if not places.weights.exists():
+        if (plan_file := job.places.plan(job.plan)).exists():
+            read_plan(plan_file).configuration(job.configuration)
         raise AutosegError(
             f"fold {job.fold} of {job.places.name} {job.configuration} is not trained; "
-            f"run `autoseg train {job.places.name} {job.configuration} {job.fold}` first"
+            f"run `{job.command()}` first"
         )
     spec = RunSpec.read(places.run)
     written = predict_validation(

@@ -49,7 +49,7 @@ def fold(
                 began=began, redo=redo, manner=manner,
             )  # fmt: skip
         except OutOfMemory as error:
-            job = smaller_job(job, error, auto=auto)
+            job = smaller_job(job, error, auto=auto, changes=overrides)
             redo = False
         # the frames of the failure held the network and all that it had computed
         gc.collect()
@@ -59,7 +59,9 @@ def fold(
     )
 
 
-def smaller_job(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
+def smaller_job(
+    job: Job, error: OutOfMemory, *, auto: bool, changes: Mapping[str, Any] | None = None
+) -> Job:
     """The job with the next smaller plan, made. Raises OutOfMemory if it is not to be made."""
     path = job.places.plan(job.plan)
     found = next_smaller(read_plan(path).configuration(job.configuration))
@@ -72,27 +74,26 @@ def smaller_job(job: Job, error: OutOfMemory, *, auto: bool) -> Job:
     stamp = job.places.plan_stamp(job.plan)
     kept = read_json(stamp) if stamp.exists() else None
     if kept is None or kept["made"] != sha256_json(read_json(path)):
-        changes = ", ".join(f"{key}={json.dumps(value)}" for key, value in pins.items())
+        wanted = ", ".join(f"{key}={json.dumps(value)}" for key, value in pins.items())
         raise OutOfMemory(
             f"{error}; {found.why} Plan {job.plan!r} was written by hand: make a copy of it under "
-            f"another name with {changes}"
+            f"another name with {wanted}"
         ) from error
     asked = Request(**kept["stamp"]["options"])
+    smaller = replace(job, plan=name)
+    train = smaller.command(changes=changes)
     if not auto:
         raise OutOfMemory(
-            f"{error}; {found.why} To go on: `{_command(job, name, asked, pins)}`, then "
-            f"`autoseg train {job.places.name} {job.configuration} {job.fold} --plan {name}`; or "
-            "train with --auto-shrink"
+            f"{error}; {found.why} To go on: `{_command(job, name, asked, pins)}`, then `{train}`; "
+            "or train with --auto-shrink"
         ) from error
     log.warning("%s; %s It is planned as %s", error, found.why, name)
-    smaller = replace(job, plan=name)
     make.plan(smaller, replace(asked, pins={**asked.pins, **pins}))
     _check_smaller(read_plan(path).configuration(job.configuration), smaller)
     if error.lasting:
         raise OutOfMemory(
             f"{name} is planned, but oneDNN does not recover within a process; to go on: "
-            f"`autoseg train {job.places.name} {job.configuration} {job.fold} --plan {name} "
-            "--auto-shrink`"
+            f"`{train} --auto-shrink`"
         ) from error
     return smaller
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -211,6 +212,8 @@ def evaluation(
     from autoseg.image.metrics import TOLERANCE_MM
     from autoseg.stages.evaluate import evaluate, label_files, labels_seen, pairs_of
 
+    if tolerance_mm is not None and not 0 <= tolerance_mm < math.inf:
+        raise AutosegError(f"--tolerance-mm {tolerance_mm:g} must be a length in mm")
     references: dict[str, Path] = {}
     name, labels = folder.name, None
     if places is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autoseg.errors import Problem
+from autoseg.errors import AutosegError, Problem, raise_fatal
 from autoseg.image.geometry import (
     arrange_tuple,
     arranged_affine,
@@ -59,6 +59,41 @@ def check_affine(case: str, affine: ArrayLike) -> Iterator[Problem]:
         )
 
 
+def placing(
+    case: str, affine: ArrayLike | None, spacing_mm: Sequence[float] | None
+) -> NDArray[np.float64]:
+    """The 4x4 affine (RAS+ mm) of a volume in memory, of which one of the two is given.
+
+    `spacing_mm` (x, y, z) is for axes that run to the right, front and top. Raises AutosegError for
+    both, neither, or such as cannot be.
+    """
+    if (affine is None) == (spacing_mm is None):
+        raise AutosegError(
+            f"{case}: an array does not say where it lies: give its affine, or spacing_mm"
+            if affine is None
+            else f"{case}: give affine or spacing_mm, not both"
+        )
+    if spacing_mm is not None:
+        sides = _numbers(case, "spacing_mm", spacing_mm)
+        if sides.shape != (3,) or not (np.isfinite(sides) & (sides > 0)).all():
+            raise AutosegError(
+                f"{case}: spacing_mm is {spacing_mm}; give three lengths over 0: x, y and z"
+            )
+        return np.diag([*sides, 1.0])
+    place = _numbers(case, "the affine", affine)
+    if place.shape != (4, 4):
+        raise AutosegError(f"{case}: the affine must be 4 x 4, found {place.shape}")
+    raise_fatal(check_affine(case, place))
+    return place
+
+
+def _numbers(case: str, name: str, given: ArrayLike | None) -> NDArray[np.float64]:
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise AutosegError(f"{case}: {name} must be numbers, found {str(given)[:80]}") from None
+
+
 def check_channels(case: str, found: int, expected: int) -> Iterator[Problem]:
     """Fatal where a case has another number of channels than the dataset declares."""
     if found != expected:
@@ -67,17 +102,6 @@ def check_channels(case: str, found: int, expected: int) -> Iterator[Problem]:
             "the number of channels is not the declared one",
             f"{found} found, {expected} declared",
             "add or remove image files of this case, or correct channel_names",
-        )
-
-
-def check_dimensions(case: str, found: int, expected: int) -> Iterator[Problem]:
-    """Fatal where one case is a slice (2) and the dataset holds volumes (3), or the reverse."""
-    if found != expected:
-        yield Problem(
-            case,
-            "slices and volumes are mixed",
-            f"this case has {found} dimensions, the others {expected}",
-            "keep 2D and 3D images in different datasets",
         )
 
 

@@ -122,12 +122,6 @@ def arrange_tuple(values_ijk: Sequence[T], how: Arrangement) -> tuple[T, T, T]:
     return (values_ijk[how.order[0]], values_ijk[how.order[1]], values_ijk[how.order[2]])
 
 
-def restore_tuple(values: Sequence[T], how: Arrangement) -> tuple[T, T, T]:
-    """Values per array axis put back in the order of the file axes: inverse of `arrange_tuple`."""
-    i, j, k = (how.order.index(axis) for axis in range(3))
-    return (values[i], values[j], values[k])
-
-
 def arranged_affine(
     affine: ArrayLike, shape_ijk: Sequence[int], how: Arrangement
 ) -> NDArray[np.float64]:
@@ -166,8 +160,8 @@ def nonzero_box(image: NDArray[Any]) -> tuple[Box, NDArray[np.bool_]]:
     """The box of an image (C, *S) in which any channel is not zero, and the mask inside that box.
 
     The mask has the shape of the box: true where any channel is not zero, holes filled. What lies
-    outside is where nnU-Net writes -1 into its label maps. A plan axis 0 of length one is a slice:
-    its holes are filled in two dimensions. An image of zeros alone has nothing to crop to: it
+    outside is where nnU-Net writes -1 into its label maps. As there, a box of one slice has no holes:
+    every voxel of it lies at its border. An image of zeros alone has nothing to crop to: it
     gives the whole grid and a mask that is true everywhere.
     """
     box = nonzero_limits(image)
@@ -206,16 +200,16 @@ def _holes_filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """
     if mask.all():
         return np.ascontiguousarray(mask)
-    flat = mask.ndim == 3 and mask.shape[0] == 1
-    background = np.asarray(~(mask[0] if flat else mask), order="C")
+    background = np.asarray(~mask, order="C")
+    if min(background.shape) == 1:
+        return ~background
     ends = [background.take(end, axis=axis) for axis in range(background.ndim) for end in (0, -1)]
     if not any(end.any() for end in ends):
         return np.ones(mask.shape, dtype=bool)
-    pieces = cc3d.connected_components(background, connectivity=4 if flat else 6)
+    pieces = cc3d.connected_components(background, connectivity=6)
     outside = np.zeros(int(pieces.max()) + 1, dtype=bool)
     for axis in range(pieces.ndim):
         for end in (0, -1):
             outside[np.unique(pieces.take(end, axis=axis))] = True
     outside[0] = False
-    filled = ~outside[pieces]
-    return np.asarray(filled[None] if flat else filled)
+    return np.asarray(~outside[pieces])

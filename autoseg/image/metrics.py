@@ -50,38 +50,6 @@ def dimensions_of(shape: Sequence[int]) -> Dimensions:
     return 2 if len(shape) == 3 and shape[0] == 1 else 3
 
 
-def measure_mask(
-    predicted: Mask,
-    reference: Mask,
-    spacing_mm: Sequence[float],
-    *,
-    dimensions: Dimensions = 3,
-    tolerance_mm: float = TOLERANCE_MM,
-    surfaces: bool = True,
-    valid: Mask | None = None,
-) -> MaskScores:
-    """The scores of one mask (A, B, C) against another.
-
-    `dimensions=2` measures an image (1, H, W) as the plane that it is: its one slice has no top
-    and bottom surface, and `spacing_mm[0]` is not used. `surfaces=False` leaves the surface
-    distances out. Voxels outside `valid` (an ignore label) are not looked at: they count in no
-    score, and no surface that touches them does. Raises ValueError for masks of unequal shape.
-    """
-    if predicted.dtype != bool or reference.dtype != bool:
-        raise ValueError("masks must be boolean; for label maps there is measure_labels")
-    scores = measure_labels(
-        predicted.view(np.uint8),
-        reference.view(np.uint8),
-        {"mask": (1,)},
-        spacing_mm,
-        dimensions=dimensions,
-        tolerance_mm=tolerance_mm,
-        surfaces=surfaces,
-        valid=valid,
-    )
-    return scores["mask"]
-
-
 def measure_labels(
     predicted: npt.NDArray[Any],
     reference: npt.NDArray[Any],
@@ -96,7 +64,12 @@ def measure_labels(
     """The scores of every structure of two integer label maps (A, B, C), by name.
 
     `labels` maps a name to the values that it is made of: one for a class, several for a region.
-    The rest is as in `measure_mask`; both maps are searched once, whatever the number of labels.
+    Both maps are searched once, whatever the number of labels.
+
+    `dimensions=2` measures an image (1, H, W) as the plane that it is: its one slice has no top
+    and bottom surface, and `spacing_mm[0]` is not used. `surfaces=False` leaves the surface
+    distances out. Voxels outside `valid` (an ignore label) are not looked at: they count in no
+    score, and no surface that touches them does. Raises ValueError for maps of unequal shape.
     """
     shape, spacing = _grid(predicted, reference, spacing_mm, dimensions, tolerance_mm, valid)
     predicted, reference = predicted.reshape(shape), reference.reshape(shape)

@@ -68,9 +68,11 @@ def write_raster(path: Path, array: NDArray[Any]) -> None:
     stored = array.transpose(3, 2, 1, 0)
     if path.suffix.lower() in (".tif", ".tiff"):
         colour = stored.shape[-1] == 3
+        pages = stored if colour else stored[..., 0]
         tifffile.imwrite(
             path,
-            np.ascontiguousarray(stored if colour else stored[..., 0]),
+            # one page is written as a picture: other programs take no stack of one
+            np.ascontiguousarray(pages[0] if len(pages) == 1 else pages),
             photometric="rgb" if colour else "minisblack",
         )
         return

@@ -34,6 +34,7 @@ from autoseg.image.nifti import (
     write_nifti,
 )
 from autoseg.image.raster import read_raster, read_raster_header, write_raster
+from autoseg.image.tif_spacing import with_spacing, write_spacing
 from autoseg.image.volume import Grid, Header, Volume
 
 KIND_OF_SUFFIX = {
@@ -82,7 +83,7 @@ def case_of(path: Path) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """What the file says of itself; voxels are neither read nor unpacked."""
+    """What an image file says of itself; voxels are neither read nor unpacked."""
     case = case_of(path)
     kind, problems = _kind_of(path, case)
     if kind == "nifti":
@@ -91,6 +92,8 @@ def read_header(path: Path) -> Header:
         header = read_itk_header(path, case, kind)
     else:
         header = read_raster_header(path, case, kind)
+    if kind == "tiff":
+        header = with_spacing(header, path, case, labels=False)
     return replace(header, problems=(*problems, *header.problems))
 
 
@@ -172,7 +175,7 @@ def write_labels(path: Path, labels: NDArray[np.integer], axes: str, grid: Grid)
     """Write a label map (*axes) back on its file grid, in the format that the suffix names.
 
     The smallest of uint8, uint16 and int32 that holds the values is stored. The file appears in
-    one step. Raises AutosegError where the format cannot hold it.
+    one step; a tif volume has its spacing in a JSON file beside it. Raises AutosegError where the format cannot hold it.
     """
     suffix = suffix_of(path)
     if suffix not in LABEL_SUFFIXES:
@@ -182,7 +185,7 @@ def write_labels(path: Path, labels: NDArray[np.integer], axes: str, grid: Grid)
         )
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     dtype = next(d for d in (np.uint8, np.uint16, np.int32) if _fits(low, high, d))
-    _write(path, suffix, labels[None].astype(dtype, copy=False), axes, grid)
+    _write(path, suffix, labels[None].astype(dtype, copy=False), axes, grid, labels=True)
 
 
 def write_image(path: Path, image: NDArray[Any], axes: str, grid: Grid) -> None:
@@ -193,10 +196,12 @@ def write_image(path: Path, image: NDArray[Any], axes: str, grid: Grid) -> None:
     suffix = suffix_of(path)
     if suffix not in LABEL_SUFFIXES:
         raise AutosegError(f"{path}: images are written as {', '.join(LABEL_SUFFIXES)}")
-    _write(path, suffix, image, axes, grid)
+    _write(path, suffix, image, axes, grid, labels=False)
 
 
-def _write(path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid) -> None:
+def _write(
+    path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid, *, labels: bool
+) -> None:
     stored = restore(array, grid.arrangement(axes))
     if stored.shape[1:] != grid.shape:
         raise ValueError(f"an array of {stored.shape[1:]} voxels for a grid of {grid.shape}")
@@ -213,6 +218,9 @@ def _write(path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid) 
                 f"{path}: {suffix} cannot hold {len(stored)} channel(s) of {grid.shape[2]} "
                 f"slice(s) as {stored.dtype}; write .nii.gz or .tif"
             )
+    if kind == "tiff":
+        # before the volume: one that is there has its spacing
+        write_spacing(path, grid, labels=labels)
     with _beside(path, suffix) as beside:
         if kind == "nifti":
             write_nifti(beside, stored[0], grid)
@@ -248,6 +256,8 @@ def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:
         array, header = read_itk(path, case, kind)
     else:
         array, header = read_raster(path, case, kind, labels=labels)
+    if kind == "tiff":
+        header = with_spacing(header, path, case, labels=labels)
     return array, replace(header, problems=(*problems, *header.problems))
 
 

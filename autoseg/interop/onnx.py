@@ -57,7 +57,8 @@ class Exported:
         yield f"{self.folder}: {size}{', which was there already' if self.there else ''}"
         for file, n in self.networks.items():
             shape = f"({', '.join(map(str, n.input))})"
-            yield f"  {file}  {INPUT} {shape}; {OUTPUT} as torch's within {n.difference:.1g}"
+            fixed = "" if isinstance(n.input[-1], str) else "; of this size alone"
+            yield f"  {file}  {INPUT} {shape}{fixed}; {OUTPUT} as torch's within {n.difference:.1g}"
 
 
 def export(model: Model, output: Path, *, card: str, overwrite: bool = False) -> Exported:

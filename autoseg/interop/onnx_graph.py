@@ -178,17 +178,27 @@ def axes_of(dimensions: int, free: Free) -> dict[int, str]:
     return {0: "batch"} | (inner if free == "all" else {})
 
 
+LOG_SWITCH = "_jit_set_onnx_log_enabled"
+
+
 @contextmanager
 def _silence() -> Iterator[list[warnings.WarningMessage]]:
     """The exporter's remarks, which are kept rather than shown.
 
-    Where it gives up it prints the whole network, unless its log is switched off.
+    Where it gives up it prints the whole network, unless its log is off; and it switches its log on.
     """
-    switch = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda _: None)
-    switch(False)
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always")
-        yield remarks
+    switches: Any = torch._C
+    switch = getattr(switches, LOG_SWITCH, None)
+    if switch is not None:
+        switch(False)
+        setattr(switches, LOG_SWITCH, lambda _: None)
+    try:
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            yield remarks
+    finally:
+        if switch is not None:
+            setattr(switches, LOG_SWITCH, switch)
 
 
 def _bare(content: bytes) -> bytes:

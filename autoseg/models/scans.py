@@ -12,7 +12,8 @@ import numpy.typing as npt
 from autoseg.data.prepare import Prepared, prepare_volume
 from autoseg.documents.dataset import Case
 from autoseg.documents.model import Member, ModelSpec
-from autoseg.errors import AutosegError, Problem, raise_fatal
+from autoseg.errors import AutosegError, Problem, counted, raise_fatal
+from autoseg.image.checks import placing
 from autoseg.image.geometry import arrange
 from autoseg.image.reading import read_header, read_image
 from autoseg.image.resample import Resampling, resample_image
@@ -105,31 +106,30 @@ def scan_of_array(
 ) -> Scan:
     """The scan in an array: 3D (X, Y, Z) or (C, X, Y, Z), 2D (H, W) or (C, H, W).
 
-    `affine` goes from voxel to RAS+ mm. Raises AutosegError for another shape, for values that are
-    no numbers, or where a volume has neither affine nor spacing.
+    `affine` goes from voxel to RAS+ mm. A picture needs neither it nor a spacing (x, y). Raises
+    AutosegError for another shape, for values that are no numbers, or a place that cannot be.
     """
     array = np.asarray(image)
-    wanted = (
-        f"{len(spec.channels)} channels ({', '.join(spec.channels)}) and {spec.dimensions} axes"
-    )
+    wanted = f"{counted(len(spec.channels), 'channel')} ({', '.join(spec.channels)}) and "
     if array.ndim == spec.dimensions:
         array = array[None]
-    if array.ndim != spec.dimensions + 1 or len(array) != len(spec.channels):
+    fits = array.ndim == spec.dimensions + 1 and len(array) == len(spec.channels)
+    if not fits or array.size == 0 or array.dtype.kind not in "biuf":
         raise AutosegError(
-            f"an array of shape {np.shape(image)} was given; the model needs {wanted}"
+            f"an array of shape {np.shape(image)} and type {array.dtype} was given; the model needs "
+            f"{wanted}{spec.dimensions} axes of numbers"
         )
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise AutosegError("the array holds values that are no numbers; replace NaN and infinity")
-    if spec.dimensions == 2:
+    flat = spec.dimensions == 2
+    if flat:
         array = array.transpose(0, 2, 1)[..., None]
-    if affine is None and spacing_mm is None and spec.dimensions == 3:
-        raise AutosegError("an array does not say where it lies: give its affine, or spacing_mm")
-    place = np.diag([*(spacing_mm or (1.0, 1.0)), 1.0, 1.0][:4]) if affine is None else affine
-    if np.shape(place) != (4, 4):
-        raise AutosegError(f"the affine must be 4 x 4, found {np.shape(place)}")
-    placed = affine is not None or spec.dimensions == 3
-    grid = Grid.of(array.shape[1:], place, placed=placed)
+    if flat and affine is None:
+        place = placing("the array", None, [*([1, 1] if spacing_mm is None else spacing_mm), 1])
+    else:
+        place = placing("the array", affine, spacing_mm)
+    grid = Grid.of(array.shape[1:], place, placed=not flat or affine is not None)
 
     def read(axes: str) -> tuple[Volume, list[Problem]]:
         return Volume(np.ascontiguousarray(arrange(array, grid.arrangement(axes))), axes, grid), []

@@ -39,7 +39,7 @@ from autoseg.models.probabilities import ProbabilityFile
 from autoseg.models.refine import refined_by, standardised
 from autoseg.models.scans import Ready
 from autoseg.nets.build import build
-from autoseg.timing import part
+from autoseg.timing import part, pulled
 
 Classes = npt.NDArray[np.int16]
 
@@ -101,9 +101,10 @@ class Voice:
 
     def classes(self, shown: Shown) -> Classes:
         """What it alone says of a prepared image: class indices on the scan's own grid."""
+        slabs = self._slabs(shown)
         with part("restore and paint"):
             return classes_on(
-                self._slabs(shown),
+                slabs,
                 *self._grids(shown),
                 labels=self.labels,
                 separate_z_above=self.configuration.preparation.separate_z_above,
@@ -112,11 +113,12 @@ class Voice:
     def _slabs(self, shown: Shown, *, apart: bool = False) -> Iterator[Slab]:
         """Mean logits of the prepared image, finished rows one after another."""
         c = self.configuration
-        return logit_slabs(
+        slabs = logit_slabs(
             self.nets, shown.image, c.patch_vox, self.labels.outputs, c.predict,
             c.augmentation.mirror_axes, self.device, c.network.divisor, apart=apart,
             together=self.together, skipped=shown.skipped,
         )  # fmt: skip
+        return pulled("tiles", slabs)
 
     def _grids(
         self, shown: Shown

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autoseg.documents.conversion import Converted
 from autoseg.documents.spec import Archive, DatasetSpec, Files, ReferenceScore, SourceLayout
-from autoseg.errors import grouped
+from autoseg.errors import counted, grouped
 from autoseg.report.text import aligned
 
 UNKNOWN = "unknown"
@@ -68,14 +68,14 @@ class ConvertedDataset:
         """What was made, what was odd about it, and what to do next."""
         made = self.converted
         yield (
-            f"{made.folder.name}: {made.labelled} cases to train, {made.test} to test, in "
+            f"{made.folder.name}: {counted(made.labelled, 'case')} to train, {made.test} to test, in "
             f"{made.folder}" + (f"; {made.made} made now" if made.made else "; nothing to do")
         )
         yield f"channels {', '.join(made.channels)}; labels " + ", ".join(
             f"{name} {value}" for name, value in made.labels.items()
         )
         for pattern, count in (self.patterns or {}).items():
-            yield f"  {count} files match {pattern}"
+            yield f"  {counted(count, 'file')} matched by {pattern}"
         yield from self._missing()
         if made.problems:
             yield grouped(made.problems)
@@ -90,7 +90,7 @@ class ConvertedDataset:
         if made.labelled != train or (test is not None and made.test != test):
             told = "unknown" if test is None else str(test)
             yield (
-                f"the specification counts {train} cases to train and {told} to test: something is "
+                f"the specification counts {counted(train, 'case')} to train and {told} to test: something is "
                 "missing, or the source has changed"
             )
 

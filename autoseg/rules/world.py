@@ -6,6 +6,7 @@ share. Grids and scales that have hardly changed since an earlier plan keep its 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Literal
 
 from autoseg.documents.fingerprint import CaseSummary, Fingerprint
@@ -166,7 +167,10 @@ def see_world(fingerprint: Fingerprint, ask: Ask, pins: Pins) -> tuple[World, di
 
 def three_lengths(value: Any) -> Spacing:
     """A pinned spacing. Raises PlanError for anything but three lengths."""
-    if not isinstance(value, (list, tuple)) or len(value) != 3:
+    numbers = isinstance(value, (list, tuple)) and all(
+        isinstance(v, (int, float)) and 0 < v < inf for v in value
+    )
+    if not numbers or len(value) != 3:
         raise PlanError(
             f"spacing_mm is pinned to {value!r}; give three lengths, as [3.0, 1.0, 1.0]"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from autoseg.documents.postprocessing import Cleaning
-from autoseg.errors import AutosegError, Busy, Problem, nearest
+from autoseg.errors import AutosegError, Busy, Problem, counted, nearest
 from autoseg.files import Lock, explaining, sweep
 from autoseg.image.cleaning import cleaned
 from autoseg.infer.meaning import painted
@@ -41,7 +41,7 @@ class Averaged:
     def lines(self) -> Iterator[str]:
         """What a person wants to know of it."""
         done = f", {self.skipped} were there already" if self.skipped else ""
-        yield f"{len(self.written)} label maps written{done}"
+        yield f"{counted(len(self.written), 'label map')} written{done}"
         if self.elsewhere:
             yield f"{len(self.elsewhere)} are being made by another process"
 

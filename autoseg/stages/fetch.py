@@ -33,6 +33,7 @@ TRIES = 4
 """How often one address is tried while it gives more bytes, or none yet."""
 PAUSE_S = 1.0
 RESERVE_BYTES = 64 << 20
+PAGES = ("text/html", "application/xhtml+xml")
 LASTING = {400, 401, 403, 404, 405, 410, 451}
 """Answers of a server that another try does not change."""
 
@@ -86,14 +87,15 @@ def fetch(archive: Archive, folder: Path, *, pause_s: float = PAUSE_S) -> Path:
                 return path
             log.warning("%s is fetched again: %s", path.name, wrong)
             path.unlink()
-        failures = []
+        failures: list[str] = []
         for url in archive.urls:
+            if failures:
+                log.warning("%s; the next address is tried", failures[-1])
             try:
                 _fetch_from(url, archive, path, pause_s)
                 return path
             except _Refused as error:
-                failures.append(f"{url}: {error}")
-                log.warning("%s: %s", url, error)
+                failures.append(f"{url}: {' '.join(str(error).split())}")
         told = "; ".join(failures)
         raise AutosegError(f"cannot fetch {path.name}: {told}; the same command tries again")
 
@@ -119,6 +121,8 @@ def _evidence(path: Path, archive: Archive) -> dict[str, Any]:
 def _accept(path: Path, archive: Archive) -> str | None:
     """Verify a complete file and remember it; else what is wrong with it."""
     size = path.stat().st_size
+    if not size:
+        return "it is empty"
     if archive.size_bytes is not None and size != archive.size_bytes:
         return f"it has {size:,} bytes, not {archive.size_bytes:,}"
     for kind, wanted in (("sha256", archive.sha256), ("md5", archive.md5)):
@@ -127,14 +131,16 @@ def _accept(path: Path, archive: Archive) -> str | None:
             if found != wanted:
                 return f"its {kind} is {found}, not {wanted} ({archive.checksum_from})"
     if archive.sha256 is None and archive.md5 is None:
-        log.warning("no checksum of %s is known; only its transfer was checked", path.name)
+        name = path.name.removesuffix(".part")
+        log.warning("no checksum of %s is known; only its transfer was checked", name)
     write_json(_record(path), _evidence(path, archive))
     return None
 
 
 def _digest(path: Path, kind: str, size: int) -> str:
     digest = hashlib.new(kind, usedforsecurity=False)
-    bar = tqdm(desc=f"verify {path.name}", total=size, unit="B", unit_scale=True, disable=None)
+    name = path.name.removesuffix(".part")
+    bar = tqdm(desc=f"verify {name}", total=size, unit="B", unit_scale=True, disable=None)
     with explaining(path, "read"), path.open("rb") as file, bar:
         while block := file.read(BLOCK):
             digest.update(block)
@@ -210,6 +216,7 @@ def _transfer(url: str, archive: Archive, path: Path, part: Path) -> bool:
     except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
         raise _Broken(f"no connection ({getattr(error, 'reason', error)})") from error
     with answer:
+        _check_kind(answer, path)
         found = _Origin(
             url, answer.headers.get("ETag") or "", answer.headers.get("Last-Modified") or "",
             _whole_size(answer, start),
@@ -240,7 +247,7 @@ def _answered(error: urllib.error.HTTPError, begun: _Origin | None, part: Path, 
             return True
         part.unlink(missing_ok=True)
         raise _Broken("the server has a shorter file than before; it is fetched anew") from error
-    if error.code in LASTING:
+    if error.code in LASTING or 300 <= error.code < 400:
         raise _Refused(f"the server answered {error.code} {error.reason}") from error
     raise _Broken(f"the server answered {error.code} {error.reason}") from error
 
@@ -265,6 +272,15 @@ def _continues(answer: Any, start: int, begun: _Origin | None, found: _Origin) -
     same_size = begun.size is None or found.size is None or begun.size == found.size
     same_etag = begun.url != found.url or begun.etag == found.etag
     return same_size and same_etag
+
+
+def _check_kind(answer: Any, path: Path) -> None:
+    """Raises _Refused for a page where a file should be."""
+    kind = (answer.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+    if kind in PAGES and path.suffix.lower() not in (".html", ".htm"):
+        raise _Refused(
+            f"the server gives a page instead of the file, perhaps to log in ({answer.url})"
+        )
 
 
 def _check_size(found: _Origin, archive: Archive) -> None:

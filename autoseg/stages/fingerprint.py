@@ -44,6 +44,7 @@ from autoseg.image.checks import (
 from autoseg.image.components import component_sizes_vox
 from autoseg.image.geometry import nonzero_limits
 from autoseg.image.reading import read_header, read_image, read_labels
+from autoseg.image.tif_spacing import spacing_files
 from autoseg.image.volume import Volume
 from autoseg.pool import keep_freed_memory, over_units
 from autoseg.workspace import DatasetPlaces
@@ -71,13 +72,17 @@ def _mark(path: Path, old: FileMark | None, verify: bool) -> FileMark:
 
 def marks(case: Case, folder: Path, old: MeasuredCase | None, verify: bool) -> dict[str, FileMark]:
     """The marks of a case's files; a file is hashed only if its size or time changed, or to verify."""
-    files = [*case.images, *([case.label] if case.label else [])]
     known = old.files if old else {}
     return {
         name: _mark(path, known.get(name), verify)
-        for path in files
+        for path in _files(case)
         for name in [_place(path, folder)]
     }
+
+
+def _files(case: Case) -> list[Path]:
+    """All that a case is read from; of tif volumes the spacing lies in a file of its own."""
+    return [*case.images, *([case.label] if case.label else []), *spacing_files(case.images)]
 
 
 def read_measured(path: Path) -> MeasuredCase | None:
@@ -235,7 +240,7 @@ def unchanged(case: Case, dataset: Dataset, measured: Path) -> MeasuredCase | No
         return None
     if (old.label_values, old.channels) != (dataset.labels.allowed, len(dataset.channels)):
         return None
-    files = [*case.images, *([case.label] if case.label else [])]
+    files = _files(case)
     if {_place(path, dataset.folder) for path in files} != old.files.keys():
         return None
     for path in files:
@@ -299,19 +304,7 @@ def summary(dataset: Dataset, measured: list[MeasuredCase]) -> Fingerprint:
     """The fingerprint of all measured cases, sorted as given."""
     pairs = [(m, m.measure) for m in measured if m.measure is not None]
     measures = [measure for _, measure in pairs]
-    dimensions = {m.dimensions for m in measures}
-    if len(dimensions) != 1:
-        flat = [m.case for m in measures if m.dimensions == 2]
-        raise BadData(
-            [
-                Problem(
-                    flat[0],
-                    "2D and 3D images are mixed",
-                    f"{len(flat)} of {len(measures)} cases are a single slice",
-                    "split them into two datasets",
-                )
-            ]
-        )
+    _check_one_dimension(measures)
     voxels = np.array([[x.voxels for x in m.labels] for m in measures], dtype=np.int64)
     inside = np.array([prod(m.cropped_shape) - m.ignored_vox for m in measures], dtype=np.int64)
     foreground = int(voxels.sum())
@@ -319,25 +312,7 @@ def summary(dataset: Dataset, measured: list[MeasuredCase]) -> Fingerprint:
         dataset=dataset.name,
         dimensions=measures[0].dimensions,
         channels=dataset.channels,
-        cases=tuple(
-            CaseSummary(
-                case=m.case,
-                dimensions=m.dimensions,
-                orientation=m.orientation,
-                shape=m.shape,
-                spacing_mm=m.spacing_mm,
-                cropped_shape=m.cropped_shape,
-                label_voxels=tuple(x.voxels for x in m.labels),
-                label_components=tuple(x.components for x in m.labels),
-                label_component_vox=tuple(
-                    None if x.median_mm3 is None else x.median_mm3 / prod(m.spacing_mm)
-                    for x in m.labels
-                ),
-                intensity_ranges=tuple((c.low, c.high) for c in m.channels),
-                digest=sha256_json(measured_key(kept)),
-            )
-            for kept, m in pairs
-        ),
+        cases=tuple(_case_summary(m, sha256_json(measured_key(kept))) for kept, m in pairs),
         intensities=tuple(
             _intensity(name, [m.channels[i] for m in measures])
             for i, name in enumerate(dataset.channels)
@@ -356,6 +331,35 @@ def summary(dataset: Dataset, measured: list[MeasuredCase]) -> Fingerprint:
         outliers=tuple(_outliers(measures, dataset)),
         regions=dataset.labels.regions,
         ignore=dataset.labels.ignore,
+    )
+
+
+def _check_one_dimension(measures: list[CaseMeasure]) -> None:
+    """Raises BadData where single slices and volumes are mixed."""
+    flat = [m.case for m in measures if m.dimensions == 2]
+    if 0 < len(flat) < len(measures):
+        found = f"{len(flat)} of {len(measures)} cases are a single slice"
+        fix = "split them into two datasets"
+        raise BadData([Problem(flat[0], "2D and 3D images are mixed", found, fix)])
+
+
+def _case_summary(measure: CaseMeasure, digest: str) -> CaseSummary:
+    """What the fingerprint keeps of a case."""
+    voxel_mm3 = prod(measure.spacing_mm)
+    return CaseSummary(
+        case=measure.case,
+        dimensions=measure.dimensions,
+        orientation=measure.orientation,
+        shape=measure.shape,
+        spacing_mm=measure.spacing_mm,
+        cropped_shape=measure.cropped_shape,
+        label_voxels=tuple(x.voxels for x in measure.labels),
+        label_components=tuple(x.components for x in measure.labels),
+        label_component_vox=tuple(
+            None if x.median_mm3 is None else x.median_mm3 / voxel_mm3 for x in measure.labels
+        ),
+        intensity_ranges=tuple((c.low, c.high) for c in measure.channels),
+        digest=digest,
     )
 
 

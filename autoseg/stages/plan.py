@@ -5,6 +5,7 @@ plan is made again when the fingerprint changes; one that was edited by hand is 
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from autoseg.costs import StepBytes, StepTimes, operations
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Plan, read_plan
-from autoseg.errors import Stale
+from autoseg.errors import AutosegError, Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.planner import make_plan
 from autoseg.rules.world import Ask, Device
@@ -24,6 +25,7 @@ from autoseg.workspace import DatasetPlaces
 log = logging.getLogger(__name__)
 
 VERSION = 2
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,21 @@ def card_memory_gb() -> float | None:
 
 
 def device_for(request: Request, device: str | None) -> Device:
-    """What the plan is to be fitted to: a card of so much memory, or this machine's cores."""
+    """What the plan is to be fitted to: a card of so much memory, or this machine's cores.
+
+    Raises AutosegError for a device that is not there, or none.
+    """
+    if device is not None and not DEVICE.fullmatch(device):
+        raise AutosegError(f"--device {device!r} is unknown; use cpu, cuda or cuda:1")
     step_bytes = StepBytes(request.pins)
     if request.gpu_memory_gb is not None:
         return Device(request.gpu_memory_gb, "given by you", step_bytes)
     if device != "cpu" and (found := card_memory_gb()) is not None:
         return Device(found, "the card that is there", step_bytes)
+    if device is not None and device.startswith("cuda"):
+        raise AutosegError(
+            f"--device {device}: no card is there; --gpu-memory plans for one of so many GB"
+        )
     return Device(None, "no card is there", operations_of=operations)
 
 

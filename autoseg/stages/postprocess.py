@@ -14,7 +14,7 @@ from tqdm import tqdm
 from autoseg.documents.dataset import suffix_of
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.postprocessing import EVERYTHING, Cleaning, DenseCRF, Step
-from autoseg.errors import AutosegError, BadData, Problem, nearest, raise_fatal
+from autoseg.errors import AutosegError, BadData, Problem, counted, nearest, raise_fatal
 from autoseg.files import Lock, explaining, sha256_file, sweep
 from autoseg.image.checks import check_label_values
 from autoseg.image.cleaning import cleaned
@@ -48,7 +48,7 @@ class Applied:
     def lines(self) -> Iterator[str]:
         """What a person wants to know of it."""
         done = f", {self.skipped} were there already" if self.skipped else ""
-        yield f"{len(self.written)} label maps written, {self.changed} of them changed{done}"
+        yield f"{counted(len(self.written), 'label map')} written, {self.changed} of them changed{done}"
 
 
 @dataclass(frozen=True)

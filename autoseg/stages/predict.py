@@ -21,7 +21,7 @@ from autoseg.data.previous import one_hot
 from autoseg.data.store import StoredCase, StoredCases
 from autoseg.documents.dataset import Case, suffix_of
 from autoseg.documents.run import RunSpec
-from autoseg.errors import AutosegError, BadData, Busy, Problem
+from autoseg.errors import AutosegError, BadData, Busy, Problem, counted
 from autoseg.files import (
     Lock,
     explaining,
@@ -33,6 +33,7 @@ from autoseg.files import (
     write_json,
 )
 from autoseg.image.reading import ending_for, write_image
+from autoseg.image.tif_spacing import spacing_files
 from autoseg.image.volume import Grid
 from autoseg.infer.meaning import painted, probabilities
 from autoseg.infer.resample import resampling_on
@@ -166,7 +167,7 @@ class Predicted:
     def lines(self) -> Iterator[str]:
         """What a person wants to know of it."""
         done = f", {self.skipped} were there already" if self.skipped else ""
-        yield f"{len(self.written)} label maps written{done}"
+        yield f"{counted(len(self.written), 'label map')} written{done}"
         if self.results:
             names = ", ".join(path.name for path in self.results[:3])
             more = ", …" if len(self.results) > 3 else ""
@@ -326,7 +327,8 @@ class _Work:
     def _open(self, job: _Job) -> None:
         case = job.case
         with part("hash"):
-            files = {p.name: sha256_file(p) for p in case.images}
+            read = [*case.images, *spacing_files(case.images)]
+            files = {p.name: sha256_file(p) for p in read}
         # without options as it always was, so that what is done stays so
         options = {"skip_air": True} if self.skip_air else {}
         job.stamp = Stamp("predict", VERSION, {"model": self.model.spec.digest, **files}, options)

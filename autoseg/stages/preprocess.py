@@ -28,7 +28,7 @@ from autoseg.workspace import DatasetPlaces
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 CASE_SECONDS = 0.007
 VOXEL_SECONDS = 6e-8
 PROCESS_SECONDS = 3.0

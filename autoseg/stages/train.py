@@ -251,30 +251,11 @@ def _train(
 ) -> None:
     configuration = spec.configuration
     recipe, labels = configuration.train, configuration.preparation.labels
-    prepared = places.prepared(configuration.preparation.key)
-    held = free_bytes() // RAM_PART // (1 + _workers(workers, device))
-    earlier = None
-    if configuration.previous is not None:
-        earlier = places.previous(spec.plan, spec.configuration_name, spec.run)
-    seen = StoredCases(prepared, spec.train_cases, held, previous=earlier)
-    held_out = StoredCases(prepared, spec.validation_cases, previous=earlier)
-    kept_in = memory_folder(places.results.parent)
-    memory = Memory(kept_in, kind_of_step(configuration, device))
-    with part("choosing the variant"):
-        variant = choose_variant(
-            fold, configuration, device, memory, lambda v: _trial(spec, device, v), time_s,
-            again=manner.measure_again,
-        )  # fmt: skip
-    with part("opening the run"):
-        run = open_run(spec, fold, device, variant)
-    pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
-    clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
-    scores = [e.get("dice") for e in keep_until(fold.history, run.step) if "dice" in e]
-    if clock.total_s is not None:
-        clock.reserve_s = _reserve(spec, held_out, run, variant, device)
-        _set_deadline(spec, fold, run, variant, device, clock, pace)
-    if run.average is not None:
-        run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
+    readers = _workers(workers, device)
+    seen, held_out = _cases(places, spec, readers)
+    memory = Memory(memory_folder(places.results.parent), kind_of_step(configuration, device))
+    variant, run = _variant_and_run(fold, spec, device, memory, time_s, manner)
+    pace, clock = _pace_and_clock(spec, fold, run, variant, device, held_out, began, time_s)
 
     def left_s() -> float:
         steps = (pace.total - run.step) * _seconds(spec, device, variant, memory)
@@ -288,27 +269,22 @@ def _train(
     def score() -> float | None:
         return volume_dice(variant, run.speaker, pairs, labels, device)
 
-    batches = Batches(seen, shown, run.step, ENDLESS, _workers(workers, device), device)
+    batches = Batches(seen, shown, run.step, ENDLESS, readers, device)
     bar = tqdm(
         total=pace.total, initial=run.step, desc=f"fold {spec.fold}", unit="step", disable=None
     )
+    scores = [e.get("dice") for e in keep_until(fold.history, run.step) if "dice" in e]
     watch = Watch(fold, recipe, clock, pace, score, bar, stopped, scores=scores)
     watch.paced = (time.monotonic(), run.step)
     profile = _profile(fold, spec, run, variant, watch, device) if manner.profile else None
     try:
         if run.step < pace.total:
             advance(
-                run,
-                batches,
-                loss=deeply(loss_of(recipe, labels), recipe.supervision),
-                lr_at=paced_rate(recipe, pace),
-                stop=ENDLESS,
-                seed=recipe.seed,
-                variant=variant,
-                clip_norm=recipe.clip_norm,
+                run, batches, loss=deeply(loss_of(recipe, labels), recipe.supervision),
+                lr_at=paced_rate(recipe, pace), stop=ENDLESS, seed=recipe.seed, variant=variant,
+                clip_norm=recipe.clip_norm, forward=forward,
                 on_step=watch.after_step if profile is None else profile.beside(watch.after_step),
-                forward=forward,
-            )
+            )  # fmt: skip
     finally:
         batches.close()
         bar.close()
@@ -319,6 +295,58 @@ def _train(
             f"stopped at step {run.step} of {pace.total}, state saved; the same command goes on"
         )
     save_weights(fold.weights, run.speaker, {"step": run.step})
+
+
+def _variant_and_run(
+    fold: Fold,
+    spec: RunSpec,
+    device: torch.device,
+    memory: Memory,
+    time_s: float | None,
+    manner: Manner,
+) -> tuple[Variant, Run]:
+    """How a step is computed, as remembered or measured now, and the run where it was saved last."""
+    with part("choosing the variant"):
+        variant = choose_variant(
+            fold, spec.configuration, device, memory, lambda v: _trial(spec, device, v), time_s,
+            again=manner.measure_again,
+        )  # fmt: skip
+    with part("opening the run"):
+        return variant, open_run(spec, fold, device, variant)
+
+
+def _cases(places: DatasetPlaces, spec: RunSpec, readers: int) -> tuple[StoredCases, StoredCases]:
+    """The cases to train on, held in memory where they fit into it, and those that are held out."""
+    configuration = spec.configuration
+    prepared = places.prepared(configuration.preparation.key)
+    held = free_bytes() // RAM_PART // (1 + readers)
+    earlier = None
+    if configuration.previous is not None:
+        earlier = places.previous(spec.plan, spec.configuration_name, spec.run)
+    seen = StoredCases(prepared, spec.train_cases, held, previous=earlier)
+    return seen, StoredCases(prepared, spec.validation_cases, previous=earlier)
+
+
+def _pace_and_clock(
+    spec: RunSpec,
+    fold: Fold,
+    run: Run,
+    variant: Variant,
+    device: torch.device,
+    held_out: StoredCases,
+    began: float,
+    time_s: float | None,
+) -> tuple[Pace, Clock]:
+    """How many steps there are to be, as decided before or now, and the time that they have."""
+    recipe = spec.configuration.train
+    pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
+    clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
+    if clock.total_s is not None:
+        clock.reserve_s = _reserve(spec, held_out, run, variant, device)
+        _set_deadline(spec, fold, run, variant, device, clock, pace)
+    if run.average is not None:
+        run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
+    return pace, clock
 
 
 def _profile(
@@ -367,7 +395,18 @@ def _set_deadline(
     clock: Clock,
     pace: Pace,
 ) -> None:
-    """Write down the time given and, at the start, how many steps it should hold."""
+    """Write down the time given and, at the start, how many steps it should hold.
+
+    Raises AutosegError, and writes nothing, where it would hold none.
+    """
+    seconds = 0.0
+    if run.step == 0:
+        seconds = seconds_per_step(_trial(spec, device, variant), variant) * LOADING
+        if clock.left() <= 0:
+            raise AutosegError(
+                f"--time {clock.total_s:.0f} s is too short: start-up and the final validation "
+                f"alone take about {clock.spent() + clock.reserve_s:.0f} s here"
+            )
     append_line(
         fold.journal,
         {"event": "deadline", "step": run.step, "total_s": clock.total_s,
@@ -375,12 +414,6 @@ def _set_deadline(
     )  # fmt: skip
     if run.step > 0:
         return
-    seconds = seconds_per_step(_trial(spec, device, variant), variant) * LOADING
-    if clock.left() <= 0:
-        raise AutosegError(
-            f"--time {clock.total_s:.0f} s is too short: start-up and the final validation alone "
-            f"take about {clock.spent() + clock.reserve_s:.0f} s here"
-        )
     total = max(1, int(clock.left() / seconds))
     append_line(
         fold.journal,

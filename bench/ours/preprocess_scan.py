@@ -12,11 +12,12 @@ from bench.clock import asked, measured, tell
 
 given = asked()
 scale = ChannelScale(scheme="ct", **given["intensities"])
+files = tuple(map(Path, given["files"]))
 preparation = Preparation(
-    axes="stored", spacing_mm=given["spacing_mm"], channels=(scale,),
+    axes="stored", spacing_mm=given["spacing_mm"], channels=(scale,) * len(files),
     labels=LabelSet(names=("background", "structure"), values=(0, 1)),
 )  # fmt: skip
-case = Case("ct", (Path(given["file"]),), None)
+case = Case("scan", files, None)
 found, cost = measured(lambda: prepare(case, preparation))
 np.save(given["save"], found.image)
 tell(**cost, shape=list(found.image.shape))

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from autoseg.image.resample import resample_image, resample_labels
+from autoseg.image.resample import resample_image
+from autoseg.image.resample_labels import resample_labels
 from bench.clock import asked, measured, tell
 from bench.inputs import image, label_map
 

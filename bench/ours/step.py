@@ -1,5 +1,9 @@
 """A training step of nnU-Net's plain network by autoseg, on random numbers."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import torch
 
 from autoseg.documents.plan import Training
@@ -27,8 +31,12 @@ def step_of(variant: Variant):
 
 
 if given["layout"] == "fastest":
-    found = candidates(device.type, given["precision"])
-    variant = fastest(measure(step_of, found, given["choose_s"]))
+    kept = Path(given["remembered"])
+    if not kept.exists():
+        found = candidates(device.type, given["precision"])
+        chosen = fastest(measure(step_of, found, given["choose_s"]))
+        kept.write_text(json.dumps(asdict(chosen)))
+    variant = Variant(**json.loads(kept.read_text()))
 else:
     variant = Variant(given["precision"], given["layout"], None)
 step = step_of(variant)
@@ -41,10 +49,22 @@ def steps(count: int) -> None:
         torch.cuda.synchronize()
 
 
+def feature_map_values() -> int:
+    """How many numbers the convolutions' results of one step have together."""
+    net, counts = build(spec), []
+    for module in net.modules():
+        if type(module).__name__.startswith("Conv"):
+            module.register_forward_hook(lambda _, __, out: counts.append(out.numel()))
+    with torch.no_grad():
+        net(torch.zeros(1, channels, *patch))
+    return given["batch"] * sum(counts)
+
+
 with variant.pinned():
     steps(1)
     _, cost = measured(lambda: steps(given["steps"]))
 cost |= {key: cost[key] / given["steps"] for key in ("wall_s", "cpu_s")}
 tell(**cost, multiply_adds=given["batch"] * multiply_adds(spec, patch),
-     variant=f"{variant.precision}, {variant.layout}, "
-     f"{variant.threads or torch.get_num_threads()} threads")  # fmt: skip
+     values=feature_map_values(), parameters=sum(p.numel() for p in build(spec).parameters()),
+     variant=f"{variant.precision}, {variant.layout}, threads: "
+     f"{variant.threads or torch.get_num_threads()}")  # fmt: skip

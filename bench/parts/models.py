@@ -1,10 +1,10 @@
 """What several parts work on, made once: prepared cases, and one model in both programs' forms."""
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.parts.commands import CORES
 from bench.places import CT, DATA, HIPPOCAMPUS, ROOT
 from bench.sides import OURS, command, rival_is_there, script, their
 
@@ -28,12 +28,11 @@ def prepared_by_nnunet() -> str:
     """nnU-Net's folder of data set 4."""
     root = ROOT / "prepared" / "theirs"
     folder = root / "preprocessed" / HIPPOCAMPUS
-    cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
     if not (root / "ready").exists():
         environment = {"nnUNet_raw": str(DATA), "nnUNet_preprocessed": str(root / "preprocessed"),
                        "nnUNet_results": str(root / "results")}  # fmt: skip
-        argv = [their("nnUNetv2_plan_and_preprocess"), "-d", "4", "-c", "3d_fullres", "-np", cores,
-                "-npfp", cores]  # fmt: skip
+        argv = [their("nnUNetv2_plan_and_preprocess"), "-d", "4", "-c", "3d_fullres", "-np", CORES,
+                "-npfp", CORES]  # fmt: skip
         command(argv, environment)
         (root / "ready").touch()
     return str(folder)
@@ -43,7 +42,7 @@ def hippocampus(quick: bool) -> Path:
     """The folder of a model trained on data set 4 without its first 40 cases."""
     steps = 2 if quick else TRAINED_STEPS
     arguments = {"preset": "hippocampus", "preprocessed": prepared_by_us(), "steps": steps}
-    return _made(f"hippocampus_{steps}", arguments, "ZScoreNormalization", {}, mirror=True)
+    return _made(f"trained_{steps}", arguments, "ZScoreNormalization", {}, mirror=True)
 
 
 def whole_ct(intensities: dict[str, float]) -> Path:

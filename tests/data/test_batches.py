@@ -23,6 +23,7 @@ from autoseg.data.batches import (
     augmented_here,
     packed,
     read_step,
+    unpacked,
     validation_batches,
 )
 from autoseg.data.store import StoredCases
@@ -54,10 +55,12 @@ FLAT = dataclasses.replace(
 
 
 def same(one, other):
-    assert len(one) == len(other) > 0
-    for (images, labels), (images2, labels2) in zip(one, other, strict=True):
-        assert torch.equal(images, images2)
-        assert torch.equal(labels, labels2)
+    """Whether two lists of batches, not empty, are equal to the last bit."""
+    pairs = zip(one, other, strict=True)
+    return len(one) > 0 and all(
+        torch.equal(images, images2) and torch.equal(labels, labels2)
+        for (images, labels), (images2, labels2) in pairs
+    )
 
 
 @pytest.mark.parametrize("spec", [SPEC, FLAT])
@@ -75,19 +78,19 @@ def test_batches_are_the_same_for_any_number_of_workers(three_cases, workers):
     expected = list(Batches(three_cases, SPEC, 2, 9))
     with Batches(three_cases, SPEC, 2, 9, workers) as batches:
         assert len(batches) == 7
-        same(list(batches), expected)
+        assert same(list(batches), expected)
     for (images, _), (later, _) in itertools.pairwise(expected):
         assert not torch.equal(images, later)
 
 
 def test_augmenting_here_what_workers_read_gives_the_same(three_cases):
     expected = list(Batches(three_cases, FLAT, 0, 3))
-    same(list(Batches(three_cases, FLAT, 0, 3, 1, augment_here=True)), expected)
+    assert same(list(Batches(three_cases, FLAT, 0, 3, 1, augment_here=True)), expected)
 
 
 def test_a_resumed_run_sees_the_batches_it_would_have_seen(three_cases):
     whole = list(Batches(three_cases, FLAT, 0, 6))
-    same(list(Batches(three_cases, FLAT, 4, 6)), whole[4:])
+    assert same(list(Batches(three_cases, FLAT, 4, 6)), whole[4:])
 
 
 def test_batches_do_not_depend_on_this_process_threads(three_cases):
@@ -95,7 +98,7 @@ def test_batches_do_not_depend_on_this_process_threads(three_cases):
     first = list(Batches(three_cases, SPEC, 0, 2))
     torch.set_num_threads(before + 1)
     try:
-        same(list(Batches(three_cases, SPEC, 0, 2)), first)
+        assert same(list(Batches(three_cases, SPEC, 0, 2)), first)
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -143,11 +146,50 @@ def test_what_is_cut_off_beyond_the_border_changes_nothing(three_cases):
     assert (la != lb).float().mean() < 1e-3
 
 
+def test_cases_in_memory_are_only_read(three_cases):
+    """Patches are views of them, and all that is done to a patch is done to its copy."""
+    cases = StoredCases(three_cases.folder, three_cases.ids, three_cases.bytes_on_disk())
+    before = [(cases[i].image.copy(), cases[i].labels.copy()) for i in range(3)]
+    samples = [s for step in range(8) for s in read_step(cases, SPEC, step)]
+    views = [any(np.shares_memory(s.image, cases[i].image) for i in range(3)) for s in samples]
+    assert any(views)
+    list(Batches(cases, dataclasses.replace(SPEC, batch_size=2), 0, 12))
+    for i, (image, labels) in enumerate(before):
+        np.testing.assert_array_equal(cases[i].image, image)
+        np.testing.assert_array_equal(cases[i].labels, labels)
+
+
+def test_a_batch_in_use_is_not_written_over(three_cases):
+    """Its memory is used again for a later batch, but only once nobody has it any more."""
+    batches = iter(Batches(three_cases, SPEC, 0, 12))
+    held = [next(batches) for _ in range(3)]
+    parts = held[0][0][1, 0], held[1][1].numpy()[2]
+    copies = [(images.clone(), labels.clone()) for images, labels in held]
+    expected = parts[0].clone(), parts[1].copy()
+    del held[0]
+    for _ in batches:
+        pass
+    assert same(held, copies[1:])
+    assert torch.equal(parts[0], expected[0])
+    np.testing.assert_array_equal(parts[1], expected[1])
+
+
+def test_samples_for_a_card_are_packed_and_parted_again(three_cases):
+    samples = read_step(three_cases, SPEC, 0)
+    samples[1] = dataclasses.replace(samples[1], labels=samples[1].labels.astype(np.int16))
+    found = unpacked(packed(samples))
+    assert len(found) == len(samples) == 3
+    for one, sample in zip(found, samples, strict=True):
+        np.testing.assert_array_equal(one.image, sample.image)
+        np.testing.assert_array_equal(one.labels, sample.labels)
+        assert (one.shift, one.previous) == (sample.shift, None)
+
+
 def test_validation_batches_are_fixed_and_plain(three_cases):
     first = list(validation_batches(three_cases, SPEC, 3))
-    same(first, list(validation_batches(three_cases, SPEC, 3)))
+    assert same(first, list(validation_batches(three_cases, SPEC, 3)))
     louder = dataclasses.replace(SPEC, augmentation=QUIET)
-    same(first, list(validation_batches(three_cases, louder, 3)))
+    assert same(first, list(validation_batches(three_cases, louder, 3)))
     training = list(Batches(three_cases, louder, 0, 3))
     assert not torch.equal(first[0][0], training[0][0])
     values = {v for i in range(3) for v in three_cases[i].image.ravel().tolist()} | {0.0}
@@ -243,8 +285,8 @@ def test_a_thread_brings_the_same_batches(three_cases):
     expected = list(Batches(three_cases, FLAT, 0, 5))
     with Batches(three_cases, FLAT, 0, 5, augment_here=True) as batches:
         batches.ahead = 2
-        same(list(batches), expected)
-        same(list(batches), expected)  # and again from the start
+        assert same(list(batches), expected)
+        assert same(list(batches), expected)  # and again from the start
 
 
 def test_a_thread_fetches_ahead_in_order_and_ends_when_closed():

@@ -91,8 +91,19 @@ def test_a_patch_equals_a_cut_from_the_padded_case(one, lower, size):
     patch, patch_labels = read_patch(open_case(folder), lower, size)
     np.testing.assert_array_equal(patch, padded[(slice(None), *box)])
     np.testing.assert_array_equal(patch_labels, padded_labels[box])
-    assert patch.flags.writeable
+    assert not patch.flags.writeable
     assert patch.dtype == np.float32
+
+
+def test_a_box_inside_the_case_is_not_copied(one):
+    case = open_case(one[0], in_memory=True)
+    patch, labels = read_patch(case, (1, 2, 3), (3, 4, 4))
+    assert np.shares_memory(patch, case.image)
+    assert np.shares_memory(labels, case.labels)
+    with pytest.raises(ValueError, match="read-only"):
+        patch[0, 0, 0, 0] = 1
+    jutting, _ = read_patch(case, (1, 2, 4), (3, 4, 4))
+    assert not np.shares_memory(jutting, case.image)
 
 
 @pytest.mark.parametrize("file", ["image.npy", "label.npy", "places.npy", "case.json"])

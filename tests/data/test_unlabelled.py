@@ -17,7 +17,7 @@ from autoseg.data.sampling import box_of, draw_batch
 from autoseg.data.store import StoredCases, open_case, write_case
 from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.documents.plan import Augmentation, Sampling
-from autoseg.image.resample import resample_labels
+from autoseg.image.resample_labels import resample_labels
 
 TURNED = Augmentation(rotation_degrees=(30, 30, 30), mirror_axes=(0, 1, 2), rotation_p=0.8)
 SPEC = BatchSpec(

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("highdicom")
 
+import pydicom
+
 from autoseg import api
-from autoseg.documents.model import ModelSpec
 from autoseg.errors import AutosegError, BadData
 from autoseg.files import Lock
 from autoseg.flow import use
@@ -22,22 +23,9 @@ from autoseg.interop.dicom.labels import read_structures
 from autoseg.interop.dicom.modality import modality_of
 from autoseg.interop.dicom.series import find
 from autoseg.models.members import Model
-from tests.interop.dicom_phantom import blobs, write_series
-from tests.stages.tiny_model import tiny_model
+from tests.interop.dicom_phantom import blobs, write_enhanced, write_series
 
 SHAPE = (8, 20, 24)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """One network of random weights for one channel of CT."""
-    root = tmp_path_factory.mktemp("model")
-    document = tiny_model(root).dump()
-    low = document["stages"][0]
-    low["weights"] = low["weights"][:1]
-    low["configuration"]["predict"]["mirror"] = False
-    document |= {"members": [low], "stages": [], "postprocessing": []}
-    return Model(ModelSpec.parse(document, "the tiny model"), root)
 
 
 @pytest.fixture
@@ -68,14 +56,14 @@ def drawn(folder: Path, path: Path, names: dict[str, int]) -> np.ndarray:
 
 
 def test_a_series_is_segmented_once_and_put_back_in_every_form(
-    model: Model, series: Path, tmp_path: Path
+    one_network: Model, series: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = segmented(model, series, out, form="dicom-seg", device="cpu")
+    done = segmented(one_network, series, out, form="dicom-seg", device="cpu")
     assert [p.name for p in done.written] == ["patient.nii.gz"]
     assert [p.name for p in done.results] == ["patient.seg.dcm"]
     first, second = done.lines()
-    assert first == "1 label maps written"
+    assert first == "1 label map written"
     assert "patient.seg.dcm" in second
 
     image = nib.load(out / "patient.nii.gz")
@@ -89,59 +77,77 @@ def test_a_series_is_segmented_once_and_put_back_in_every_form(
         assert np.count_nonzero(back == value) == np.count_nonzero(labels == value)
 
     before = times(out)
-    again = segmented(model, series, out, form="dicom-seg", device="cpu")
+    again = segmented(one_network, series, out, form="dicom-seg", device="cpu")
     assert (again.written, again.results, again.skipped) == ([], [], 1)
     assert times(out) == before
 
-    contours = segmented(model, series, out, form="rtstruct", device="cpu")
+    contours = segmented(one_network, series, out, form="rtstruct", device="cpu")
     assert (contours.written, contours.skipped) == ([], 1)
     assert [p.name for p in contours.results] == ["patient.rtstruct.dcm"]
     assert {p: t for p, t in times(out).items() if p in before} == before
     assert np.array_equal(drawn(series, out / "patient.rtstruct.dcm", values), back)
 
 
-def test_refused_series_leave_nothing_behind(model: Model, series: Path, tmp_path: Path) -> None:
+def test_refused_series_leave_nothing_behind(
+    one_network: Model, series: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(AutosegError, match=r"no series fits 'lung'"):
-        segmented(model, series, out, series=["lung"], device="cpu")
+        segmented(one_network, series, out, series=["lung"], device="cpu")
     (series / "s004.dcm").unlink()
     with pytest.raises(BadData, match=r"slices of a series are missing(.|\n)*--accept-uneven"):
-        segmented(model, series, out, device="cpu")
+        segmented(one_network, series, out, device="cpu")
     assert not out.exists()
 
 
 def test_a_gap_is_taken_as_even_only_while_that_is_asked(
-    model: Model, series: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    one_network: Model, series: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (series / "s004.dcm").unlink()
     how = {"form": "dicom-seg", "device": "cpu"}
     with caplog.at_level(logging.WARNING):
-        done = segmented(model, series, tmp_path / "out", accept_uneven=True, **how)
+        done = segmented(one_network, series, tmp_path / "out", accept_uneven=True, **how)
     assert [p.name for p in done.results] == ["patient.seg.dcm"]
     assert "slices of a series are missing" in caplog.text
     with pytest.raises(BadData, match="slices of a series are missing"):
-        segmented(model, series, tmp_path / "out", **how)
+        segmented(one_network, series, tmp_path / "out", **how)
+
+
+def test_another_time_point_of_one_file_is_segmented_anew(
+    one_network: Model, tmp_path: Path
+) -> None:
+    first, second = blobs(SHAPE), blobs(SHAPE, seed=1)
+    path = write_enhanced(tmp_path / "mr" / "e.dcm", first, [*range(8), *range(8)])
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = np.concatenate([first, second]).tobytes()
+    dataset.save_as(path)
+    for number, stored in (("1", first), ("2", second)):
+        done = segmented(one_network, path.parent, tmp_path / "out", series=[number], device="cpu")
+        assert [p.name for p in done.written] == ["mr.nii.gz"]
+        image = nib.load(tmp_path / "out" / ".autoseg" / "dicom" / "mr_0000.nii.gz")
+        rescaled = stored * (2.0 + np.arange(8)[:, None, None]) - 3.0
+        np.testing.assert_array_equal(image.get_fdata(), rescaled.transpose(2, 1, 0))
 
 
 def test_a_scan_that_another_process_reads_is_left_to_it(
-    model: Model, series: Path, tmp_path: Path
+    one_network: Model, series: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     with Lock(out / ".autoseg" / "dicom" / "patient.lock", "scan patient"):
-        done = segmented(model, series, out, form="dicom-seg", device="cpu")
+        done = segmented(one_network, series, out, form="dicom-seg", device="cpu")
     assert (done.written, done.results, done.elsewhere) == ([], [], ["patient"])
 
 
 def test_another_modality_is_a_warning_and_with_strict_an_error(
-    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    one_network: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_series(tmp_path / "head", blobs(SHAPE), Modality="MR")
     with caplog.at_level(logging.WARNING):
-        done = segmented(model, tmp_path / "head", tmp_path / "out", device="cpu")
+        done = segmented(one_network, tmp_path / "head", tmp_path / "out", device="cpu")
     assert len(done.written) == 1
     assert "MR (Body 3.0), the model takes CT (channel 'CT')" in caplog.text
     with pytest.raises(BadData, match="another modality"):
-        segmented(model, tmp_path / "head", tmp_path / "strict", strict=True, device="cpu")
+        segmented(one_network, tmp_path / "head", tmp_path / "strict", strict=True, device="cpu")
     assert not (tmp_path / "strict").exists()
 
 

@@ -104,7 +104,7 @@ def test_the_predictor_says_the_same_of_arrays_and_files(whole: Path, tmp_path: 
             tmp_path / "out" / "phantom_007.nii.gz"
         ).read_bytes()
         for wrong in (array[0], np.stack([array, array])):
-            with pytest.raises(AutosegError, match="1 channels"):
+            with pytest.raises(AutosegError, match="1 channel "):
                 predictor.segment(wrong, scan.affine)
         with pytest.raises(AutosegError, match="affine"):
             predictor.segment(array)

@@ -17,7 +17,8 @@ from autoseg.documents.cases import read_table
 from autoseg.documents.conversion import Converted
 from autoseg.documents.dataset import read_dataset
 from autoseg.documents.spec import DatasetSpec, list_specs, read_spec
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, Busy
+from autoseg.files import Lock
 from autoseg.flow.datasets import Asked, convert_public, fetch_dataset
 from autoseg.interop.conversion.layout_spec import draft_of
 from autoseg.workspace import Workspace, open_workspace
@@ -120,6 +121,17 @@ def test_a_broken_download_leaves_no_dataset_and_goes_on(
     web.break_after = []
     assert fetch_dataset(workspace, spec, None, keep=False, asked=ONE).converted.labelled == 3
     assert web.asked[-1] == ("/source.tar", "bytes=5000-")
+
+
+def test_only_one_process_fetches_a_dataset(web: Web, workspace: Workspace, tmp_path: Path) -> None:
+    spec = from_web(web, "MSD04", packed(decathlon(tmp_path / "Task04_Hippocampus")))
+    with (
+        Lock(tmp_path / f"root/downloads/.{spec.name}.lock", "it"),
+        pytest.raises(Busy, match=f"the download of {spec.name} is being written by process"),
+    ):
+        fetch_dataset(workspace, spec, None, keep=False, asked=ONE)
+    assert web.asked == []
+    assert fetch_dataset(workspace, spec, None, keep=False, asked=ONE).converted.made == 4
 
 
 def test_data_that_lies_there_is_refused_before_the_download(
@@ -311,6 +323,8 @@ def test_an_archive_got_by_hand_serves_too(workspace: Workspace, tmp_path: Path)
     made = converted(workspace, "KiTS23", archive)
     assert np.array_equal(read(made.folder / "imagesTr/case_00000_0000.nii.gz"), voxels(0))
     assert not list((tmp_path / "root/downloads").rglob("*.nii.gz"))
+    # the same command again finds the dataset as it was made, though the archive is unpacked anew
+    assert converted(workspace, "KiTS23", archive).made == 0
 
 
 @pytest.mark.parametrize("name", ["LIDC", "Dataset006_Nuclei"])
@@ -330,6 +344,8 @@ def test_another_folder_is_told_with_what_was_looked_for(
 def test_datasets_at_the_shell(shell: Callable, tmp_path: Path) -> None:
     assert shell("autoseg datasets 102").out.startswith("Dataset102_Heart")
     assert shell("autoseg datasets --name Heart").out.startswith("Dataset102_Heart")
+    assert shell("autoseg datasets show Heart").out == shell("autoseg datasets 102").out
+    assert shell("autoseg datasets list").out == shell("autoseg datasets").out
     for line, told in (
         ("autoseg datasets fetch", "needs the name"),
         ("autoseg datasets fetsch KiTS23", "did you mean 'fetch'?"),
@@ -346,8 +362,8 @@ def test_datasets_at_the_shell(shell: Callable, tmp_path: Path) -> None:
     nifti(tmp_path / "kits/case_00000/segmentation.nii.gz", drawing(0))
     said = shell("autoseg datasets convert KiTS23 kits")
     assert said.code == 0
-    assert "1 cases to train, 0 to test" in said.out
-    assert "1 files match **/{case}/imaging.nii.gz" in said.out
+    assert "1 case to train, 0 to test" in said.out
+    assert "1 file matched by **/{case}/imaging.nii.gz" in said.out
     assert "the specification counts 489 cases" in said.out
     assert shell("autoseg check -d 112").code == 0
     document = json.loads(shell("autoseg datasets convert KiTS23 kits --json").out)

@@ -8,7 +8,6 @@ from autoseg.image.checks import (
     check_affine,
     check_channels,
     check_constant,
-    check_dimensions,
     check_finite,
     check_label_integers,
     check_label_not_empty,
@@ -33,7 +32,6 @@ def test_sound_data_has_no_problems() -> None:
     labels = np.array([[[0, 1, 2]]])
     assert list(check_affine("a", PLACE)) == []
     assert list(check_channels("a", 2, 2)) == []
-    assert list(check_dimensions("a", 3, 3)) == []
     assert list(check_finite("a", image)) == []
     assert list(check_constant("a", image)) == []
     assert list(check_label_values("a", labels, [0, 1, 2, 3])) == []
@@ -132,7 +130,6 @@ def test_a_sum_that_overflows_is_not_taken_for_a_fault() -> None:
 
 def test_counts_are_told() -> None:
     assert next(check_channels("a", 1, 4)).found == "1 found, 4 declared"
-    assert "2 dimensions" in next(check_dimensions("a", 2, 3)).found
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,25 @@ def test_a_cut_archive_leaves_nothing(kind: str, keep: float, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"Rar!\x1a\x07\x01\x00", "RAR"), (b"7z\xbc\xaf\x27\x1c\x00\x04", "7-Zip")]
+)
+def test_other_archives_are_named(start: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(start + bytes(600))
+    with pytest.raises(AutosegError, match=f"a {kind} archive, .* give the folder"):
+        unpack(tmp_path / "a.bin", tmp_path / "out")
+
+
+def test_what_a_killed_process_unpacked_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / ".half-999999999-out" / "big.bin"
+    left.parent.mkdir()
+    left.write_bytes(bytes(100))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    assert unpack(tmp_path / "a.zip", tmp_path / "out").is_dir()
+    assert not left.parent.exists()
+
+
 def test_an_error_page_in_the_place_of_an_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_text("<html>log in first</html>", encoding="utf-8")
     with pytest.raises(AutosegError, match="neither a zip nor a tar; it begins with b'<html>"):

@@ -6,12 +6,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from autoseg.documents.cases import read_table
 from autoseg.documents.conversion import Draft, Source, SourceCase, labels_of, order_of, ranges_of
 from autoseg.documents.dataset import read_dataset
 from autoseg.errors import AutosegError, BadData
+from autoseg.image.reading import read_header
 from autoseg.interop.conversion import convert as conversion
 from autoseg.interop.conversion import layout_lists
 from autoseg.interop.conversion.convert import MARK, Manner, convert
@@ -195,6 +197,21 @@ def test_values_are_mapped_and_unknown_ones_are_an_error(tmp_path: Path) -> None
     worse = Draft((one,), ("CT",), {"background": 0, "a": 1}, ranges=ranges_of("0-55=0,60=1"))
     with pytest.raises(BadData, match=r"does not know.*\n  one: label.nii: 200"):
         convert(worse, raw(tmp_path).with_name("Dataset013_Other"), Manner())
+
+
+def test_the_spacing_beside_a_tif_volume_goes_with_it(tmp_path: Path) -> None:
+    stack = np.arange(5 * 6 * 7, dtype=np.uint8).reshape(5, 6, 7)
+    for name in ("image", "label"):
+        path = tmp_path / f"s/{name}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, stack % 2 if name == "label" else stack, photometric="minisblack")
+        (tmp_path / f"s/{name}.json").write_text('{"spacing": [3.0, 0.75, 0.5]}')
+    one = SourceCase(
+        "a", (Source((tmp_path / "s/image.tif",)),), Source((tmp_path / "s/label.tif",))
+    )
+    convert(Draft((one,), ("CT",), {"background": 0, "a": 1}), raw(tmp_path), Manner())
+    for written in ("imagesTr/a_0000.tif", "labelsTr/a.tif"):
+        assert read_header(raw(tmp_path) / written).grid.spacing_mm == (0.5, 0.75, 3.0), written
 
 
 def test_outside_of_the_field_of_view_nobody_labelled(tmp_path: Path) -> None:

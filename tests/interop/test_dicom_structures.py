@@ -5,10 +5,12 @@ Oracles: highdicom's own reader, matplotlib's polygons.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
@@ -195,6 +197,21 @@ def test_frames_of_a_segmentation_lie_in_the_order_of_their_position(tmp_path: P
     assert {item.SegmentAlgorithmType for item in seg.SegmentSequence} == {"AUTOMATIC"}
 
 
+def test_other_readers_find_every_voxel_of_a_tilted_oblique_series(tmp_path: Path) -> None:
+    """highdicom by the image under each frame, GDCM (through SimpleITK) by the count of voxels."""
+    write_series(tmp_path / "ct", plane="oblique", shift=(0.0, 0.4, 0.1), reverse=True)
+    scan = scan_of(tmp_path / "ct")
+    write_segmentation(tmp_path / "o.dcm", structured(), "stored", scan.channels[0], NAMES)
+    instances = [frame.instance.uid for frame in scan.channels[0].frames]
+    pixels = highdicom.seg.segread(tmp_path / "o.dcm").get_pixels_by_source_instance(
+        instances, combine_segments=True, ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(pixels, structured())
+    read = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "o.dcm")))
+    assert np.count_nonzero(read) == np.count_nonzero(structured())
+
+
 @pytest.mark.parametrize("form", ["dicom-seg", "rtstruct"])
 def test_regions_that_overlap_are_structures_of_their_own(tmp_path: Path, form: str) -> None:
     write_series(tmp_path / "ct")
@@ -258,6 +275,9 @@ def test_nothing_found_is_a_valid_result(tmp_path: Path) -> None:
         write(tmp_path / f"{kind}.dcm", nothing, "stored", scan.channels[0], NAMES)
         assert find(tmp_path / f"{kind}.dcm").structures[0].names == tuple(NAMES)
         assert not back(tmp_path / f"{kind}.dcm", scan).any()
+    # a sequence without items is against the standard, one that is left out is not
+    drawn = pydicom.dcmread(tmp_path / "RTSTRUCT.dcm").ROIContourSequence
+    assert ["ContourSequence" in item for item in drawn] == [False] * 3
 
 
 def test_images_without_identifiers_get_results_with_a_warning(tmp_path: Path) -> None:
@@ -277,6 +297,14 @@ def test_a_scan_is_another_once_one_of_its_files_changed(tmp_path: Path) -> None
     path = tmp_path / "ct" / "s003.dcm"
     path.write_bytes(path.read_bytes() + b" ")
     assert scan_of(tmp_path / "ct").digest != before
+
+
+def test_two_volumes_of_one_file_are_two_scans(tmp_path: Path) -> None:
+    """Else the second would be taken for the first, which was segmented before."""
+    write_enhanced(tmp_path / "e.dcm", blobs(), [0, 1, 2, 0, 1, 2])
+    first, second = (scan_of(tmp_path, (number,)) for number in ("1", "2"))
+    assert first.digest != second.digest
+    assert first.digest == scan_of(tmp_path, ("time point 1",)).digest
 
 
 def test_a_map_of_another_size_is_a_wrong_use(tmp_path: Path) -> None:
@@ -486,6 +514,29 @@ def test_a_conversion_goes_on_where_it_stopped(tmp_path: Path, patients: Path) -
     assert convert_dicom(patients, target, labels={"tumour": "tumour"}).redone == 2
     (target / "labelsTr" / "anna.nii.gz").unlink()
     assert convert_dicom(patients, target, labels={"tumour": "tumour"}).redone == 1
+
+
+def test_a_dataset_holds_what_the_source_holds_now(tmp_path: Path, patients: Path) -> None:
+    target = tmp_path / "Dataset009_Organs"
+    shutil.rmtree(patients / "carl")
+    convert_dicom(patients, target)
+    (patients / "bert" / "drawn.dcm").rename(tmp_path / "drawn.dcm")
+    shutil.rmtree(patients / "bert" / "other")
+    made = convert_dicom(patients, target)
+    assert (made.labelled, made.unlabelled) == (("anna",), ("bert",))
+    held = sorted(p.relative_to(target).as_posix() for p in target.rglob("*.nii.gz"))
+    assert held == [
+        "imagesTr/anna_0000.nii.gz",
+        "imagesTs/bert_0000.nii.gz",
+        "labelsTr/anna.nii.gz",
+    ]
+    (tmp_path / "drawn.dcm").rename(patients / "bert" / "drawn.dcm")
+    convert_dicom(patients, target)
+    assert not list((target / "imagesTs").iterdir())
+    shutil.move(patients / "bert", tmp_path / "bert")
+    with pytest.raises(AutosegError, match=r"holds cases that are not in .*: bert;"):
+        convert_dicom(patients, target)
+    assert (target / "labelsTr" / "bert.nii.gz").exists()
 
 
 def test_what_cannot_be_a_dataset_is_explained(tmp_path: Path, patients: Path) -> None:

@@ -1,6 +1,7 @@
 """Layouts of others: what is paired, what is missing, and what cannot be what it claims."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autoseg.documents.conversion import ranges_of
 from autoseg.documents.dataset import read_dataset
 from autoseg.errors import AutosegError, BadData
 from autoseg.interop.conversion import layout_folders, layout_lists, layout_table
@@ -392,3 +394,77 @@ def test_pictures_stay_pictures(tmp_path: Path) -> None:
     assert image.read_bytes() == (tmp_path / "s/images/1.jpg").read_bytes()
     label = raw(tmp_path) / "labelsTr/1.png"
     assert np.array_equal(pixels(label), pixels(tmp_path / "s/labels/1.png"))
+
+
+def test_cases_called_alike_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for n in range(3):
+        nifti(tmp_path / f"p{n}/anat/flair.nii.gz", voxels(n))
+        nifti(tmp_path / f"p{n}/anat/seg.nii.gz", drawing(n))
+    pairs = [(f"p{n}/anat/flair.nii.gz", f"p{n}/anat/seg.nii.gz") for n in range(3)]
+    entries = [{"image": image, "label": label} for image, label in pairs]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
+    (tmp_path / "files.csv").write_text(
+        "image,label\n" + "\n".join(map(",".join, pairs)), encoding="utf-8"
+    )
+    for draft in (
+        layout_lists.monai(tmp_path / "list.json"),
+        layout_table.table(tmp_path / "files.csv", Wanted()),
+    ):
+        assert [str(case) for case in draft.cases] == ["p0", "p1", "p2"]
+    # nothing differs: said with the files; a name that a person gave is never changed
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries[:1] * 2}), encoding="utf-8")
+    (tmp_path / "files.csv").write_text(
+        "case,image,label\n" + "\n".join(f"a,{','.join(pair)}" for pair in pairs), encoding="utf-8"
+    )
+    for draft, name in (
+        (layout_lists.monai(tmp_path / "list.json"), "flair"),
+        (layout_table.table(tmp_path / "files.csv", Wanted()), "a"),
+    ):
+        with pytest.raises(BadData, match=f"two cases have one name(.|\n)*{name} of .*flair"):
+            convert(draft, raw(tmp_path), Manner())
+
+
+def test_a_missing_label_is_told_once_and_with_the_keys_that_are_there(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz", voxels(0))
+    entries = [{"image": "a.nii.gz", "mask": "a.nii.gz"}]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}), encoding="utf-8")
+    with pytest.raises(BadData) as found:
+        convert(layout_lists.monai(tmp_path / "list.json"), raw(tmp_path), Manner())
+    assert [p.found for p in found.value.problems] == [
+        'it is in "training" without a "label"; it has image, mask'
+    ]
+
+
+@pytest.mark.parametrize("kind", ["msd", "nnunet_v1"])
+def test_the_folder_of_a_task_is_looked_for(kind: str, tmp_path: Path) -> None:
+    layout = getattr(layout_lists, kind)
+    with pytest.raises(AutosegError, match=r"holds no dataset.json; name the folder of the task"):
+        layout(tmp_path)
+    decathlon(tmp_path / "Task12_Scans")
+    with pytest.raises(AutosegError, match=r"holds no dataset.json; name .*Task12_Scans"):
+        layout(tmp_path)
+
+
+def test_labels_in_jpeg_need_ranges_of_values(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    square = np.zeros((24, 24), np.uint8)
+    square[5:14, 7:15] = 255
+    for n in range(2):
+        picture(tmp_path / f"s/images/p{n}.png", rng.integers(0, 255, (24, 24), np.uint8))
+        picture(tmp_path / f"s/labels/p{n}.jpg", square)
+    draft = layout_folders.folders(tmp_path / "s", Wanted())
+    for labels in (None, {"background": 0, "cell": 255}):
+        with pytest.raises(BadData, match=r"is a JPEG(.|\n)*p0.jpg(.|\n)*--values 0-127=0"):
+            convert(replace(draft, labels=labels), raw(tmp_path), Manner())
+    ranges = ranges_of("0-127=0,128-255=1")
+    assert convert(replace(draft, ranges=ranges), raw(tmp_path), Manner()).labelled == 2
+    assert np.array_equal(pixels(raw(tmp_path) / "labelsTr/p0.png"), square // 255)
+
+
+def test_names_that_do_not_agree_are_told_with_one_of_each(tmp_path: Path) -> None:
+    nifti(tmp_path / "s/images/img_1.nii.gz", voxels(0))
+    nifti(tmp_path / "s/labels/mask_1.nii.gz", drawing(0))
+    with pytest.raises(AutosegError, match="mask_1 and img_1; name them alike"):
+        layout_folders.folders(tmp_path / "s", Wanted())
+    with pytest.raises(BadData, match=r"img_1\.nii\.gz ends with none of _t1"):
+        layout_folders.folders(tmp_path / "s", Wanted(("T1",), ("_t1",)))

@@ -1,21 +1,30 @@
 """`autoseg export --nnunet` and `autoseg import_nnunet` at a shell: there and back is the same model."""
 
+import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoseg.documents.model import ModelSpec
+from autoseg.documents.model import Member, ModelSpec
 from autoseg.documents.plan import Configuration
 from autoseg.documents.presets.table import network_spec
 from autoseg.errors import PlanError
 from autoseg.image.reading import read_labels
 from autoseg.interop.nnunet.network import aliases, architecture_of, foreign_names, network_of
-from autoseg.interop.nnunet.write import configuration_as, labels_as
+from autoseg.interop.nnunet.write import (
+    Written,
+    configuration_as,
+    labels_as,
+    reader_and_order,
+    reader_of,
+    write_model,
+)
 from autoseg.stages.package import read_model
-from tests.interop.nnunet_files import CASCADE, imported
+from tests.interop.nnunet_files import CASCADE, PLAIN, imported
 
+BOTH = ["3d_lowres", "3d_cascade_fullres"]
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
 KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
 
@@ -80,8 +89,6 @@ def test_what_nnunet_cannot_be_told_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cascade_takes_its_stage_along(tmp_path: Path, shell) -> None:
-    from autoseg.interop.nnunet.write import write_model
-
     spec, weights = imported(CASCADE, tmp_path / "w")
     folders = write_model(spec, weights, tmp_path / "out", ending=".nii.gz", orientation=None)
     names = {f.name.rpartition("__")[2] for f in folders}
@@ -108,3 +115,81 @@ def test_a_model_of_nnunet_is_told_how_to_come_in(shell, tmp_path: Path) -> None
     assert (said.code, "empty.zip holds no model of nnU-Net v2" in said.err) == (2, True)
     said = shell("autoseg predict --model theirs.zip -i in -o in")
     assert (said.code, "in holds the scans; name another folder" in said.err) == (2, True)
+
+
+def test_an_ensemble_is_exported_with_the_commands_that_average_it(tmp_path: Path, shell) -> None:
+    said = shell(f"autoseg import_nnunet {CASCADE.folder} -c 3d_lowres 3d_cascade_fullres -o both")
+    assert (said.code, "next: `autoseg predict --model both -i IN -o OUT`" in said.err) == (0, True)
+    said = shell("autoseg export --model both --nnunet theirs")
+    assert said.code == 0, said.err
+    low, cascade = (f"theirs/nnUNetTrainer__nnUNetPlans__{n}" for n in BOTH)
+    assert said.out.split() == [low, cascade]
+    predict = "nnUNetv2_predict_from_modelfolder -i IN -o OUT_"
+    expected = [
+        f"{predict}3d_lowres -m {low} -f 0 --save_probabilities",
+        f"{predict}3d_cascade_fullres -m {cascade} -f 0 -prev_stage_predictions OUT_3d_lowres "
+        "--save_probabilities",
+        "nnUNetv2_ensemble -i OUT_3d_lowres OUT_3d_cascade_fullres -o OUT",
+    ]
+    text = (tmp_path / "theirs" / "inference_instructions.txt").read_text()
+    assert text.splitlines() == expected
+    assert all(line in said.err for line in expected)
+    said = shell("autoseg import_nnunet theirs -o again --json")
+    assert json.loads(said.out)["members"] == ["3d_lowres × 1 fold", "3d_cascade_fullres × 1 fold"]
+    models = tmp_path / "autoseg_data" / "models"
+    assert read_model(models / "again").digest == read_model(models / "both").digest
+    other = shell(f"autoseg import_nnunet {CASCADE.folder} -c 3d_lowres -o both")
+    assert (other.code, "another model is installed as both; choose another -o" in other.err) == (
+        2,
+        True,
+    )
+
+
+def renamed(member: Member, **change: object) -> Member:
+    return member.model_copy(update=change)
+
+
+def test_members_of_two_plans_have_their_own_folders_and_outputs(tmp_path: Path) -> None:
+    spec, weights = imported(PLAIN, tmp_path / "w")
+    (one,) = spec.members
+    axes = one.configuration.preparation.model_copy(update={"axes": "stored:ikj"})
+    two = renamed(one, plan="other", configuration=one.configuration.model_copy(
+        update={"preparation": axes}))  # fmt: skip
+    both = spec.model_copy(update={"members": (one, two)})
+    folders = write_model(both, weights, tmp_path / "o", ending=".nii.gz", orientation=None)
+    assert [f.name for f in folders] == [
+        "nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainer__other__3d_fullres"
+    ]  # fmt: skip
+    orders = [json.loads((f / "plans.json").read_text())["transpose_forward"] for f in folders]
+    assert orders[1] == [2, 0, 1] != orders[0]
+    lines = (tmp_path / "o" / "inference_instructions.txt").read_text().splitlines()
+    assert lines[-1] == (
+        "nnUNetv2_ensemble -i OUT_nnUNetTrainer__nnUNetPlans__3d_fullres "
+        "OUT_nnUNetTrainer__other__3d_fullres -o OUT"
+    )
+
+
+def test_members_that_nnunet_cannot_tell_apart_or_average_are_refused() -> None:
+    spec, _ = imported(PLAIN)
+    (one,) = spec.members
+    changed = one.weights[0].model_copy(update={"sha256": "0" * 64})
+    twin = renamed(one, run="nnUNetTrainerOther", weights=(changed,))
+    with pytest.raises(PlanError, match="two members would both be nnUNetTrainer__nnUNetPlans__3d"):
+        Written(spec.model_copy(update={"members": (one, twin)}), ".nii.gz", None)
+    turned = one.configuration.preparation.model_copy(update={"axes": "SAR"})
+    configuration = one.configuration.model_copy(update={"preparation": turned})
+    two = renamed(one, plan="other", configuration=configuration)
+    with pytest.raises(PlanError, match="turned and of others as stored"):
+        Written(spec.model_copy(update={"members": (one, two)}), ".nii.gz", None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "dimensions", "reader"),
+    [
+        (".tif", 2, "NaturalImage2DIO"), (".tif", 3, "Tiff3DIO"), (".tiff", 3, "Tiff3DIO"),
+        (".jpg", 2, "NaturalImage2DIO"), (".nii.gz", 2, "SimpleITKIO"), (".nii", 3, "NibabelIO"),
+    ],
+)  # fmt: skip
+def test_tif_files_are_pictures_or_volumes(ending: str, dimensions: int, reader: str) -> None:
+    assert reader_of(ending, dimensions) == reader
+    assert reader_and_order("stored", ending, None, dimensions) == (reader, (0, 1, 2))

@@ -1,6 +1,9 @@
 """Imported models say what nnU-Net 2.8.1 said; exported ones are its own files again."""
 
+import copy
 import json
+import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -132,9 +135,22 @@ def test_exporting_an_imported_model_gives_its_own_weights(
     assert dataset.get("regions_class_order") == original.get("regions_class_order")
 
 
+@pytest.mark.parametrize("size", ["M", "L", "XL"])
+def test_the_size_of_a_residual_network_comes_back(tmp_path: Path, size: str) -> None:
+    planner = f"nnUNetPlannerResEnc{size}"
+    folder = changed(
+        REGIONS, tmp_path, "plans.json", lambda d: d.update(experiment_planner_used=planner)
+    )
+    spec = model_from(folder, tmp_path / "w", None, Wanted())
+    assert spec.members[0].configuration.network.preset == f"resenc_{size.lower()}"
+    (home,) = write_model(spec, tmp_path / "w", tmp_path / "o", ending=".nii.gz", orientation=None)
+    assert json.loads((home / "plans.json").read_text())["experiment_planner_used"] == planner
+    assert model_from(tmp_path / "o", tmp_path / "v", None, Wanted()).digest == spec.digest
+
+
 def test_a_zip_of_nnunet_is_the_same_model(tmp_path: Path) -> None:
     path = CASCADE.zipped(tmp_path / "model.zip")
-    with pytest.raises(AutosegError, match=r"holds 2 models: 3d_cascade_fullres .*choose with"):
+    with pytest.raises(AutosegError, match="holds 2 models: 3d_cascade_fullres, 3d_lowres; choose"):
         import_nnunet(path, root=tmp_path)
     found = import_nnunet(path, "from_zip", configuration=("3d_cascade_fullres",), root=tmp_path)
     assert found.members == ("3d_lowres × 1 fold", "3d_cascade_fullres × 1 fold")
@@ -238,12 +254,89 @@ def test_plans_that_cannot_be_are_refused_in_one_line(
 def test_folds_and_checkpoints_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match="has no fold 3; there is 0"):
         model_from(PLAIN.model, tmp_path, None, Wanted(folds=("3",)))
-    with pytest.raises(AutosegError, match=r"no fold_\*/checkpoint_best.pth; name another"):
+    with pytest.raises(AutosegError, match=r"no fold_\*/checkpoint_best.pth; there is checkpoint_"):
         model_from(PLAIN.model, tmp_path, None, Wanted(checkpoint="checkpoint_best.pth"))
     with pytest.raises(AutosegError, match="there is no trained '3d_fulres'; did you mean"):
         model_from(PLAIN.folder, tmp_path, None, Wanted(configurations=("3d_fulres",)))
+    with pytest.raises(AutosegError, match=r"fold_0 is one fold of a model; give .*3d_fullres, wi"):
+        import_nnunet(PLAIN.checkpoint.parent, root=tmp_path)
+    with pytest.raises(AutosegError, match="is a checkpoint alone; give the folder above its fold"):
+        import_nnunet(PLAIN.checkpoint, root=tmp_path)
+    with pytest.raises(AutosegError, match=r"-d 4 belongs to a plans\.json"):
+        import_nnunet(PLAIN.model, dataset="4", root=tmp_path)
     with pytest.raises(AutosegError, match="holds no model of nnU-Net v2; expected a folder"):
         model_from(tmp_path, tmp_path / "w", None, Wanted())
+
+
+def test_of_several_trainers_one_is_named_by_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "Dataset901_X"
+    name = PLAIN.model.name
+    shutil.copytree(PLAIN.model, home / name)
+    shutil.copytree(PLAIN.model, home / name.replace("Trainer", "Trainer_5epochs"))
+    shutil.copytree(REGIONS.model, home / REGIONS.model.name)
+    said = (
+        r"holds 3 models: 2d, nnUNetTrainer__nnUNetPlans__3d_fullres, nnUNetTrainer_5epochs__\S+; "
+        "choose one with -c, as -c 2d, or several"
+    )
+    with pytest.raises(AutosegError, match=said):
+        model_from(tmp_path, tmp_path / "w", None, Wanted())
+    with pytest.raises(
+        AutosegError, match="3d_fullres is there 2 times; choose with -c one of: nn"
+    ):
+        model_from(tmp_path, tmp_path / "w", None, Wanted(("3d_fullres",)))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in home.rglob("*"):
+            archive.write(file, file.relative_to(tmp_path))
+    for source in (tmp_path / "z.zip", home):
+        word = name if source == home else f"{home.name}/{name}"
+        found = import_nnunet(source, source.stem, configuration=(word,), root=tmp_path)
+        assert found.members == ("3d_fullres × 1 fold",)
+    # the same model of two datasets
+    shutil.copytree(home / name, tmp_path / "Dataset902_Y" / name)
+    with pytest.raises(AutosegError, match=f"one of: Dataset901_X/{name}, Dataset902_Y/{name}"):
+        model_from(tmp_path, tmp_path / "w", None, Wanted((name,)))
+
+
+def test_a_model_with_its_best_checkpoint_alone_is_taken_by_that_name(tmp_path: Path) -> None:
+    shutil.copytree(PLAIN.model, tmp_path / "m")
+    fold = tmp_path / "m" / "fold_0"
+    (fold / "checkpoint_final.pth").rename(fold / "checkpoint_best.pth")
+    with pytest.raises(AutosegError, match=r"there is checkpoint_best\.pth: name it with"):
+        model_from(tmp_path / "m", tmp_path / "w", None, Wanted())
+    spec = model_from(
+        tmp_path / "m", tmp_path / "w", None, Wanted(checkpoint="checkpoint_best.pth")
+    )
+    assert spec.digest == imported(PLAIN)[0].digest
+    with pytest.raises(
+        AutosegError, match=r"model.zip holds .*; there is checkpoint_final\.pth: na"
+    ):
+        import_nnunet(
+            PLAIN.zipped(tmp_path / "model.zip"), checkpoint="checkpoint_best.pth", root=tmp_path
+        )
+    (fold / "checkpoint_best.pth").unlink()
+    with pytest.raises(AutosegError, match="name a folder, or copy it again with its checkpoints"):
+        model_from(tmp_path / "m", tmp_path / "w", None, Wanted())
+
+
+def remove_all_but_largest_component_from_segmentation() -> None:
+    raise AssertionError("it was called")
+
+
+def test_pickled_postprocessing_is_read_and_told_and_never_run(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / PLAIN.model.name
+    shutil.copytree(PLAIN.model, folder)
+    keep = remove_all_but_largest_component_from_segmentation
+    steps = ([keep, print], [{"labels_or_regions": [1]}, {"labels_or_regions": [1]}])
+    (folder / "postprocessing.pkl").write_bytes(pickle.dumps(steps))
+    spec = model_from(folder, tmp_path / "w", None, Wanted())
+    assert len(spec.postprocessing) == 1
+    assert "postprocessing, done by `predict`: " + spec.postprocessing[0].phrase in caplog.text
+    assert "is left out: builtins print" in caplog.text
+    caplog.clear()
+    raw = model_from(folder, tmp_path / "r", None, Wanted(postprocessing=False))
+    assert raw.postprocessing == ()
+    assert "nnU-Net's postprocessing is left out (--raw)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -304,3 +397,18 @@ def test_zips_that_swell_or_are_cut_are_refused(tmp_path: Path) -> None:
         import_nnunet(cut, configuration=("3d_cascade_fullres",), root=tmp_path)
     with pytest.raises(AutosegError, match="does not exist; name a folder or a zip"):
         import_nnunet(tmp_path / "none.zip", root=tmp_path)
+
+
+def test_zips_whose_files_overlap_are_refused(tmp_path: Path) -> None:
+    """Two entries of the directory point at the same bytes."""
+    path = tmp_path / "z.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/plans.json", os.urandom(3000))
+        first = archive.infolist()[0]
+        for name in ("b/plans.json", "c/plans.json"):
+            twin = copy.copy(first)
+            twin.filename = twin.orig_filename = name
+            archive.filelist.append(twin)
+            archive.NameToInfo[name] = twin
+    with pytest.raises(AutosegError, match="its files overlap, so that it would swell"):
+        import_nnunet(path, root=tmp_path)

@@ -18,7 +18,7 @@ from autoseg.errors import AutosegError
 from autoseg.interop.nnunet.checkpoint import read_checkpoint, tensors_of
 from autoseg.interop.nnunet.model import Wanted, model_from
 from autoseg.interop.nnunet.pickle import Foreign, View, read_pickle
-from tests.interop.nnunet_files import PLAIN
+from tests.interop.nnunet_files import PLAIN, changed, kwargs
 
 PLAIN_VALUES = {
     "text": "Käse", "numbers": [0, 1, -5, 2**40, 3.5, True, None], "nested": {"a": (1, (2, 3), [])},
@@ -268,6 +268,8 @@ def hostile_view(storage_count: int, offset: int, shape: tuple, strides: tuple) 
         (4, 0, (2, 2), (2,)),
         (1 << 40, 0, (2,), (1,)),
         (8, 0, (4,), (1,)),
+        (4, 2**61, (1,), (1,)),
+        (2**62 - 1, 0, (2,), (2**61,)),
     ],
 )
 def test_weights_never_reach_beyond_their_numbers(
@@ -296,3 +298,32 @@ def test_a_sound_view_is_read(tmp_path: Path) -> None:
         assert found.tolist() == [[0, 2], [1, 3]]
         with pytest.raises(AutosegError, match=r"has the shape \(2, 2\), the network"):
             tensors.read("a", (4,))
+
+
+def test_weights_that_share_numbers_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """A small file whose one storage would be a large network many times over."""
+
+    def widen(plans: dict) -> None:
+        kwargs(plans)["features_per_stage"] = [320] * len(kwargs(plans)["features_per_stage"])
+
+    folder = changed(PLAIN, tmp_path, "plans.json", widen)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            AutosegError, match=r"has \d+ bytes, the network of plans.json \d+ weig"
+        ):
+            model_from(folder, tmp_path / "w", None, Wanted())
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("widths", [10**9, 2**62, 10**30])
+def test_networks_beyond_reason_take_no_memory(tmp_path: Path, widths: int) -> None:
+    def widen(plans: dict) -> None:
+        kwargs(plans)["features_per_stage"] = [widths] * len(kwargs(plans)["features_per_stage"])
+
+    folder = changed(PLAIN, tmp_path, "plans.json", widen)
+    with pytest.raises(AutosegError) as told:
+        model_from(folder, tmp_path / "w", None, Wanted())
+    assert len(str(told.value)) < 600

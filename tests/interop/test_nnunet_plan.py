@@ -92,9 +92,10 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
         (".nii.gz", None, "SimpleITKIO"),
         (".nii", None, "NibabelIO"),
         (".PNG", None, "NaturalImage2DIO"),
-        (".tif", None, "NaturalImage2DIO"),
+        (".tif", None, "Tiff3DIO"),
         (".tiff", None, "Tiff3DIO"),
         (".nii.gz", "NibabelIOWithReorient", "NibabelIOWithReorient"),
+        (".nii.gz", "SimpleITKIOWithReorient", "SimpleITKIOWithReorient"),
         (".nii.gz", "NoSuchIO", "SimpleITKIO"),
     ],
 )
@@ -104,6 +105,15 @@ def test_reader_follows_the_file_ending(ending: str, wish: str | None, reader: s
     if wish:
         golden["dataset"]["overwrite_image_reader_writer"] = wish
     assert planned(golden)["image_reader_writer"] == reader
+
+
+def test_tif_files_of_one_slice_are_pictures() -> None:
+    golden = load(GOLDEN[0])
+    golden["dataset"]["file_ending"] = ".tif"
+    shapes = golden["fingerprint"]["shapes_after_crop"]
+    golden["fingerprint"]["shapes_after_crop"] = [[1, 300, 300] for _ in shapes]
+    golden["fingerprint"]["spacings"] = [[999, 1, 1] for _ in shapes]
+    assert planned(golden)["image_reader_writer"] == "NaturalImage2DIO"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from autoseg.documents.dataset import Case
 from autoseg.documents.plan import read_plan
 from autoseg.errors import AutosegError, Stale
 from autoseg.interop.nnunet.model import Wanted, model_from
-from autoseg.interop.nnunet.read import NNUNetPlans, plan_of
+from autoseg.interop.nnunet.read import NNUNetPlans, plan_of, read_object
 from autoseg.interop.nnunet.write import configuration_as
 from tests.interop.nnunet_files import PLAIN, changed, full
 
@@ -119,6 +119,11 @@ def test_a_plan_is_imported_for_a_dataset(tmp_path: Path, phantoms) -> None:
     path.write_text(json.dumps(golden))
     with pytest.raises(AutosegError, match="is a plan: name its dataset with -d"):
         import_nnunet(path, root=tmp_path)
+    for odd in ({"configuration": ("2d",)}, {"fold": ("0",)}, {"raw": True}, {"overwrite": True}):
+        with pytest.raises(
+            AutosegError, match="is a plan, which is taken as a whole: leave out -c"
+        ):
+            import_nnunet(path, dataset="1", root=tmp_path, **odd)
     made = import_nnunet(path, dataset="1", root=tmp_path)
     assert (made.name, made.planner) == ("nnunet", "nnunet")
     assert made.configurations["2d"].network.classes == labels
@@ -190,3 +195,12 @@ def test_without_resampling_a_scan_keeps_its_grid(tmp_path: Path) -> None:
     assert resampled.image.shape[1:] != made.image.shape[1:]
     back = configuration_as("3d_fullres", spec.members[0].configuration)
     assert back["resampling_fn_data"] == "no_resampling_hack"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "[]", "{", ""])
+def test_files_that_are_no_json_of_nnunet_are_told_in_a_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plans.json"
+    path.write_text(text)
+    with pytest.raises(AutosegError, match=r"plans\.json (is|holds) no") as told:
+        read_object(path)
+    assert len(str(told.value)) < 300

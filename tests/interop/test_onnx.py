@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from torch import nn
 from torch.nn import functional as F
 
@@ -110,6 +111,23 @@ def test_a_network_becomes_a_graph_that_speaks_like_it(
         wanted = net(image)[0].numpy()
     said = session_of(found.content).run(["logits"], {"image": image.numpy()})[0]
     np.testing.assert_allclose(said, wanted, atol=5e-5 * np.abs(wanted).max())
+
+
+def test_the_exporter_stays_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    """It switches its log on by itself, and then prints every network that it cannot trace."""
+    log: Any = torch._C
+    switch = log._jit_set_onnx_log_enabled
+    with onnx_graph._silence():
+        log._jit_set_onnx_log_enabled(True)
+        log._jit_onnx_log("the whole network")
+    assert log._jit_set_onnx_log_enabled is switch
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_network_of_windows_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert graph("swin_unetr", 2).free == "none"
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["umamba_bot", "vm_unet"])
@@ -230,6 +248,7 @@ def test_small_scans_in_one_piece_need_free_axes(
     spec = read_model(tmp_path / "fixed")
     assert spec.members[0].configuration.predict.whole_up_to == 0.0
     assert all(n.input[2:] == (8, 16, 16) for n in made.networks.values())
+    assert all("of this size alone" in line for line in list(made.lines())[1:])
 
 
 # ---- speaking
@@ -296,9 +315,13 @@ def test_runtimes_are_not_mixed_up(
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"precision": "bfloat16"}, "computed in float32"), ({"device": "meta"}, "on the processor")],
+    [({"precision": "bfloat16"}, "computed in float32"), ({"device": "cuda"}, "on the processor")],
 )
-def test_only_float32_on_the_processor(options: dict[str, Any], words: str, exported: Path) -> None:
+def test_only_float32_on_the_processor(
+    options: dict[str, Any], words: str, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if "precision" in options:
         from autoseg.learn.variants import bfloat16_works
 
@@ -311,6 +334,33 @@ def test_only_float32_on_the_processor(options: dict[str, Any], words: str, expo
 PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def alone(model: Model) -> Model:
+    """Its first stage as a model of its own, without postprocessing."""
+    document = model.spec.dump()
+    document |= {"members": document["stages"], "stages": [], "postprocessing": []}
+    return Model(ModelSpec.parse(document, "it"), model.folder)
+
+
+def test_the_shortest_program_gives_the_label_map_of_an_array(
+    model: Model, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy and onnxruntime alone, on an array that needs no turning and no resampling."""
+    single = alone(model)
+    export(single, tmp_path / "hippo", card="")
+    image, spacing = scan(model.spec)
+    with Predictor(tmp_path / "hippo") as predictor:
+        wanted = predictor.segment(image, spacing_mm=spacing)
+    axes = single.spec.members[0].configuration.preparation.axes
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(tuple(axes)))
+    np.save(tmp_path / "scan.npy", np.stack([apply_orientation(c, turn) for c in image]))
+    short, _ = PROGRAM.findall((repository / "docs" / "onnx.md").read_text("utf-8"))
+    names = [str(tmp_path / name) for name in ("hippo", "scan.npy", "labels.npy")]
+    monkeypatch.setattr(sys, "argv", ["program", *names])
+    exec(compile(short, "docs/onnx.md", "exec"), {"__name__": "__main__"})
+    assert np.bincount(wanted.ravel()).max() < 0.99 * wanted.size
+    assert (np.load(tmp_path / "labels.npy") == apply_orientation(wanted, turn)).mean() >= 0.9999
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 def test_the_manifest_is_enough_for_another_program(
     coarse: bool,
@@ -321,11 +371,7 @@ def test_the_manifest_is_enough_for_another_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The program of the documentation, which uses nothing of autoseg, gives its label maps."""
-    document = model.spec.dump()
-    low = document["stages"][0]
-    document |= {"members": [low], "stages": [], "postprocessing": []}
-    alone = Model(ModelSpec.parse(document, "it"), model.folder)
-    export(alone, tmp_path / "hippo", card="")
+    export(alone(model), tmp_path / "hippo", card="")
     image, spacing = scan(model.spec)
     # stored front to back and right to left, the coarse axis in the middle
     affine = np.zeros((4, 4))
@@ -335,7 +381,7 @@ def test_the_manifest_is_enough_for_another_program(
     nib.save(nib.Nifti1Image(stored, affine), tmp_path / "scan.nii.gz")
     with Predictor(tmp_path / "hippo") as predictor:
         wanted = predictor.segment_files([tmp_path / "scan.nii.gz"])
-    (program,) = PROGRAM.findall((repository / "docs" / "onnx.md").read_text("utf-8"))
+    _, program = PROGRAM.findall((repository / "docs" / "onnx.md").read_text("utf-8"))
     names = [str(tmp_path / name) for name in ("hippo", "scan.nii.gz", "labels.nii.gz")]
     monkeypatch.setattr(sys, "argv", ["program", *names])
     exec(compile(program, "docs/onnx.md", "exec"), {"__name__": "__main__"})

@@ -102,6 +102,8 @@ def test_pins_are_kept_and_the_rest_is_decided_around_them() -> None:
         ({"train.learning_rate": 0.1}, "unknown key"),
         ({"train.ema_shar": 0.9}, "did you mean 'ema_share'"),
         ({"spacing_mm": 3}, "three lengths"),
+        ({"spacing_mm": [0, 1, 1]}, "three lengths"),
+        ({"spacing_mm": ["a", 1, 1]}, "three lengths"),
         ({"train.batch_dice": "perhaps"}, "train.batch_dice"),
         ({"network.nrom": "batch"}, "did you mean 'norm'"),
         ({"network.norm": "layer"}, "network.norm"),

@@ -134,6 +134,40 @@ def test_the_second_address_is_tried_when_the_first_has_nothing(web: Web, tmp_pa
     assert [where for where, _ in web.asked] == ["/gone.tar", "/task.tar"]
 
 
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_page_to_log_in_is_not_taken_for_the_archive(
+    web: Web, tmp_path: Path, checked: bool
+) -> None:
+    web.moved["/task.tar"] = "/login"
+    web.files["/login"], web.kind = b"<html>Who are you?</html>", "text/html; charset=utf-8"
+    with pytest.raises(AutosegError, match=r"a page instead of the file, perhaps .*/login"):
+        fetch(archive(web, checked=checked), tmp_path, pause_s=0)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    web.moved, web.kind = {}, "application/x-tar"
+    assert fetch(archive(web, checked=checked), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("to", "words"), [("/task.tar", "infinite loop"), ("file:///etc/hostname", "not allowed")]
+)
+def test_addresses_that_lead_nowhere_are_told_in_one_line(
+    web: Web, tmp_path: Path, to: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.moved["/task.tar"] = to
+    with pytest.raises(AutosegError, match=words) as found:
+        fetch(archive(web), tmp_path, pause_s=0)
+    assert "\n" not in str(found.value)
+    assert caplog.messages == []
+    assert {path for path, _ in web.asked} == {"/task.tar"}
+
+
+def test_an_empty_answer_is_no_archive(web: Web, tmp_path: Path) -> None:
+    web.files["/task.tar"] = b""
+    with pytest.raises(AutosegError, match="it is empty"):
+        fetch(archive(web, checked=False), tmp_path, pause_s=0)
+    assert not (tmp_path / "task.tar").exists()
+
+
 def test_no_address_has_it(web: Web, tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match=r"gone\.tar: the server answered 404.*;.*lost\.tar"):
         fetch(archive(web, "/gone.tar", "/lost.tar"), tmp_path, pause_s=0)

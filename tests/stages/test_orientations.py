@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from autoseg.documents.dataset import Case
-from autoseg.documents.model import ModelSpec
 from autoseg.models.members import Model
 from autoseg.stages.predict import predict
-from tests.stages.tiny_model import tiny_model
 
 SHAPE = (30, 34, 11)
 SPACING_MM = (0.8, 0.8, 4.0)
@@ -24,18 +22,6 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 WAYS = [
     (order, flips) for order in permutations(range(3)) for flips in product((False, True), repeat=3)
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """One network of random weights, which tells left from right and up from down."""
-    root = tmp_path_factory.mktemp("model")
-    document = tiny_model(root).dump()
-    low = document["stages"][0]
-    low["weights"] = low["weights"][:1]
-    low["configuration"]["predict"]["mirror"] = False
-    document |= {"members": [low], "stages": [], "postprocessing": []}
-    return Model(ModelSpec.parse(document, "the tiny model"), root)
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +77,19 @@ def write_nifti(path: Path, array: NDArray[np.int16], affine: NDArray[np.float64
     nib.save(image, path)
 
 
-def segmented(model: Model, folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+def segmented(one_network: Model, folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     cases = [Case(f.name.split("_0000")[0], (f,), None) for f in files]
-    done = predict(model, cases, folder / "out", device=torch.device("cpu"))
+    done = predict(one_network, cases, folder / "out", device=torch.device("cpu"))
     assert not done.failed
     return {path.name.split(".")[0]: path for path in done.written}
 
 
 @pytest.mark.parametrize("place", [upright, oblique, sheared])
 def test_all_48_ways_to_store_an_anatomy_give_one_segmentation(
-    place: Callable[[], NDArray[np.float64]], model: Model, scan: NDArray[np.int16], tmp_path: Path
+    place: Callable[[], NDArray[np.float64]],
+    one_network: Model,
+    scan: NDArray[np.int16],
+    tmp_path: Path,
 ) -> None:
     # all 48 for the upright one; of the tilted ones each order of axes, flipped in its own way
     ways = WAYS if place is upright else WAYS[::5]
@@ -109,7 +98,7 @@ def test_all_48_ways_to_store_an_anatomy_give_one_segmentation(
         file = tmp_path / f"way{number:02d}_0000.nii.gz"
         write_nifti(file, *stored(scan, place(), order, flips))
         files.append(file)
-    found = segmented(model, tmp_path, files)
+    found = segmented(one_network, tmp_path, files)
     first = np.asarray(nib.load(found["way00"]).dataobj)
     assert first.shape == SHAPE
     assert [int(v) for v in np.unique(first)] == [0, 1, 4]
@@ -123,7 +112,9 @@ def test_all_48_ways_to_store_an_anatomy_give_one_segmentation(
         np.testing.assert_allclose(image.affine, affine, atol=1e-4)
 
 
-def test_other_formats_give_the_same(model: Model, scan: NDArray[np.int16], tmp_path: Path) -> None:
+def test_other_formats_give_the_same(
+    one_network: Model, scan: NDArray[np.int16], tmp_path: Path
+) -> None:
     write_nifti(tmp_path / "first_0000.nii.gz", scan, oblique())
     order, flips = (2, 0, 1), (True, False, True)
     array, affine = stored(scan, oblique(), order, flips)
@@ -137,7 +128,7 @@ def test_other_formats_give_the_same(model: Model, scan: NDArray[np.int16], tmp_
     sitk.WriteImage(image, str(tmp_path / "nrrd_0000.nrrd"))
     sitk.WriteImage(image, str(tmp_path / "meta_0000.mha"))
     names = ["first_0000.nii.gz", "nifti2_0000.nii", "nrrd_0000.nrrd", "meta_0000.mha"]
-    found = segmented(model, tmp_path, [tmp_path / name for name in names])
+    found = segmented(one_network, tmp_path, [tmp_path / name for name in names])
     first = np.asarray(nib.load(found["first"]).dataobj)
     wanted, _ = stored(first, oblique(), order, flips)
     assert wanted.any()
@@ -155,7 +146,7 @@ def test_other_formats_give_the_same(model: Model, scan: NDArray[np.int16], tmp_
 
 
 def test_of_two_positions_the_sform_counts_and_both_are_told(
-    model: Model, scan: NDArray[np.int16], tmp_path: Path
+    one_network: Model, scan: NDArray[np.int16], tmp_path: Path
 ) -> None:
     write_nifti(tmp_path / "first_0000.nii.gz", scan, upright())
     turned = upright()
@@ -166,7 +157,7 @@ def test_of_two_positions_the_sform_counts_and_both_are_told(
     nib.save(image, tmp_path / "torn_0000.nii.gz")
     names = ("first", "torn")
     cases = [Case(n, (tmp_path / f"{n}_0000.nii.gz",), None) for n in names]
-    done = predict(model, cases, tmp_path / "out", device=torch.device("cpu"))
+    done = predict(one_network, cases, tmp_path / "out", device=torch.device("cpu"))
     odd = [problem for problem in done.warnings if "disagree" in problem.what]
     assert [problem.case for problem in odd] == ["torn"]
     found = {path.name.split(".")[0]: path for path in done.written}

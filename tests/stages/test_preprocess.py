@@ -1,10 +1,12 @@
 """Prepared cases: what two folders may share, how many processes the work is worth, quantiles."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from autoseg.documents.dataset import Dataset, read_dataset
 from autoseg.documents.fingerprint import QUANTILES
@@ -77,3 +79,29 @@ def test_little_work_stays_in_this_process(places: DatasetPlaces) -> None:
     many = measured.model_copy(update={"cases": tuple(large)})
     assert stage._processes(8, dataset.cases, many) > 4
     assert stage._processes(2, dataset.cases, many) == 2
+
+
+def test_a_case_is_measured_again_when_the_spacing_beside_its_tif_changes(tmp_path: Path) -> None:
+    """The spacing of a tif volume lies in a JSON file of its own."""
+    folder = tmp_path / "raw" / "Dataset002_Stack"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    scan = np.arange(4 * 12 * 10, dtype=np.uint16).reshape(4, 12, 10)
+    for case in ("a", "b"):
+        tifffile.imwrite(folder / f"imagesTr/{case}_0000.tif", scan, photometric="minisblack")
+        label = (scan > 200).astype(np.uint8)
+        tifffile.imwrite(folder / f"labelsTr/{case}.tif", label, photometric="minisblack")
+        for name in ("imagesTr", "labelsTr"):
+            (folder / name / f"{case}.json").write_text('{"spacing": [3, 1, 1]}')
+    document = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "cell": 1}}
+    (folder / "dataset.json").write_text(json.dumps(document | {"file_ending": ".tif"}))
+    places = open_workspace(tmp_path).dataset("2")
+    before = fingerprint(places)
+    assert {c.spacing_mm for c in before.cases} == {(1.0, 1.0, 3.0)}
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name / "a.json").write_text('{"spacing": [5, 1, 1]}')
+    after = fingerprint(places)
+    assert [c.spacing_mm for c in after.cases] == [(1.0, 1.0, 5.0), (1.0, 1.0, 3.0)]
+    digests = [{c.case: c.digest for c in made.cases} for made in (before, after)]
+    assert digests[0]["a"] != digests[1]["a"]
+    assert digests[0]["b"] == digests[1]["b"]

@@ -90,3 +90,13 @@ def tiny_model(root: Path, *, scored: bool = True) -> ModelSpec:
         cross_validation=summarise(cases) if scored else None,
         version="0.1.0",
     )
+
+
+def one_network(root: Path) -> ModelSpec:
+    """One fold of one member of it, without mirroring and postprocessing."""
+    document = tiny_model(root).dump()
+    low = document["stages"][0]
+    low["weights"] = low["weights"][:1]
+    low["configuration"]["predict"]["mirror"] = False
+    document |= {"members": [low], "stages": [], "postprocessing": []}
+    return ModelSpec.parse(document, "the tiny model")

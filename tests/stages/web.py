@@ -11,13 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Web:
     """What the server gives at each path, how it behaves, and what it was asked.
 
-    `break_after` lists, for coming answers, after how many bytes of each the connection ends.
+    `break_after` lists, for coming answers, after how many bytes of each the connection ends; `moved`
+    leads from a path to another one, and `kind` is the Content-Type.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     etag: str = '"one"'
     ranges: bool = True
     length: bool = True
+    kind: str = ""
+    moved: dict[str, str] = field(default_factory=dict)
     errors: list[int] = field(default_factory=list)
     break_after: list[int] = field(default_factory=list)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -42,6 +45,11 @@ def serving() -> Iterator[Web]:
             if web.errors:
                 self.send_error(web.errors.pop(0))
                 return
+            if self.path in web.moved:
+                self.send_response(302)
+                self.send_header("Location", web.moved[self.path])
+                self.end_headers()
+                return
             content = web.files.get(self.path)
             if content is None:
                 self.send_error(404)
@@ -64,6 +72,8 @@ def serving() -> Iterator[Web]:
             rest = content[start:]
             if web.length:
                 self.send_header("Content-Length", str(len(rest)))
+            if web.kind:
+                self.send_header("Content-Type", web.kind)
             if web.etag:
                 self.send_header("ETag", web.etag)
             self.end_headers()

@@ -8,6 +8,7 @@ archive would swell to. The folder appears in one step, or not at all.
 import contextlib
 import errno
 import lzma
+import os
 import shutil
 import stat
 import tarfile
@@ -22,7 +23,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from autoseg.errors import AutosegError
-from autoseg.files import BLOCK, explaining, replacing_folder, sha256_json, write_json
+from autoseg.files import BLOCK, explaining, replacing_folder, sha256_json, sweep, write_json
 
 MOST_ENTRIES = 2_000_000
 LONGEST_NAME = 1000
@@ -30,6 +31,8 @@ SMALL = 1 << 30
 MOST_SWELLING = 200
 """How many times larger than itself the content of an archive may be, where it is over SMALL."""
 RESERVE_BYTES = 64 << 20
+OTHERS = {b"Rar!": "RAR", b"7z\xbc\xaf\x27\x1c": "7-Zip"}
+"""What other archives begin with."""
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -66,6 +69,7 @@ def unpack(path: Path, into: Path) -> Path:
     if into.is_dir() and mark.exists() and made_from in mark.read_text(encoding="utf-8"):
         return into
     into.parent.mkdir(parents=True, exist_ok=True)
+    sweep(into.parent)
     with _explained(path), _opened(path) as archive:
         entries = _entries(archive, path, into.parent)
         with replacing_folder(into) as half:
@@ -102,6 +106,12 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
         start = file.read(8)
     if start.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile("its list of files at the end is missing")
+    other = next((kind for magic, kind in OTHERS.items() if start.startswith(magic)), None)
+    if other is not None:
+        raise AutosegError(
+            f"{path} is a {other} archive, which is not unpacked here; unpack it with a program of "
+            "its own, and give the folder"
+        )
     with contextlib.ExitStack() as stack:
         try:
             tar = stack.enter_context(tarfile.open(path, "r:*"))
@@ -191,6 +201,7 @@ def _write(
         desc=f"unpack {path.name}", total=sum(e.size for e in entries), unit="B", unit_scale=True,
         disable=None,
     )  # fmt: skip
+    as_old = path.stat().st_mtime_ns
     with bar:
         for entry in entries:
             target = into / entry.name
@@ -204,6 +215,8 @@ def _write(
                     bar.update(len(block))
                 if _block(source, 1, ""):
                     raise _hostile(path, f"holds more of {entry.name!r} than it says")
+            # unpacked again, the files are the same ones to a conversion that stands
+            os.utime(target, ns=(as_old, as_old))
 
 
 def _block(source: IO[bytes], count: int, name: str) -> bytes:

@@ -7,7 +7,6 @@ files, GIF, transparent pictures, label values that mean something else.
 
 import gzip
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,9 @@ from autoseg.errors import BadData, Problem, raise_fatal
 from autoseg.files import explaining, replacing
 from autoseg.image.checks import check_label_values, check_same_grid
 from autoseg.image.reading import read_header, read_image, read_labels, write_image, write_labels
+from autoseg.image.tif_spacing import spacing_files, write_spacing
 from autoseg.image.volume import Grid
+from autoseg.interop.conversion.layout_files import number_key
 from autoseg.interop.conversion.nifti_frames import frames_of, split
 from autoseg.interop.dicom.pixels import read_series
 from autoseg.interop.dicom.series import Series, find
@@ -34,7 +35,6 @@ IMAGE_ENDINGS = {".nhdr": ".nrrd", ".mhd": ".mha", ".gipl": ".nii.gz", ".gif": "
 LOSSY = (".jpg", ".jpeg", ".gif", ".gipl", ".nhdr", ".mhd")
 """Label maps are never kept in these."""
 AXES = "stored"
-NUMBERS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,6 @@ class _Seen:
     grid: Grid | None
     series: Series | None
     problems: list[Problem]
-
-
-def natural(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts names by the numbers in them: slice_2 before slice_10."""
-    return [
-        (int(part), "") if part.isdecimal() else (0, part)
-        for part in NUMBERS.split(path.name)
-        if part
-    ]
 
 
 def image_ending(path: Path, *, pack: bool) -> str:
@@ -159,6 +150,8 @@ def _file(work: Work, path: Path, folder: Path, seen: _Seen) -> None:
             write_image(target, narrow(array), AXES, grid)
         else:
             bring(path, target, work.terms.link)
+            if spacing_files([path]):
+                write_spacing(target, grid, labels=False)
     _same(work, grid, seen, path.name)
     seen.paths.append(target)
 
@@ -168,7 +161,7 @@ def _stack(work: Work, source: Source, folder: Path, seen: _Seen) -> None:
     if work.terms.spacing_mm is None:
         raise ValueError("a stack of pictures needs spacing_mm")
     pages = []
-    for path in sorted(source.files, key=natural):
+    for path in sorted(source.files, key=number_key):
         if path.name.lower().endswith(".gif"):
             pages.append(gif(path, grey=work.terms.channels == 1))
             continue
@@ -222,7 +215,10 @@ def _label(work: Work, source: Source, target: Path, seen: _Seen) -> None:
     raise_fatal(p for p in differences if "size" in p.what)
     seen.problems += [*problems, *differences]
     if terms.allowed:
-        fix = "declare them (labels), say what they become (values), or correct the drawing"
+        fix = (
+            "declare them (labels), say what they become (values, as 0=0,255=1), or correct the "
+            "drawing"
+        )
         strange = check_label_values(case.id, array, terms.allowed)
         raise_fatal(replace(problem, fix=fix) for problem in strange)
     if case.field_of_view is not None and terms.ignore is not None:
@@ -236,6 +232,8 @@ def _label(work: Work, source: Source, target: Path, seen: _Seen) -> None:
     as_it_is = source.reads == "file" and not terms.ranges and case.field_of_view is None
     if as_it_is and _keeps(path, terms.label_ending):
         bring(path, target, terms.link)
+        if spacing_files([path]):
+            write_spacing(target, grid, labels=True)
     else:
         write_labels(target, array, AXES, grid)
 
@@ -292,14 +290,14 @@ def _slices(
 ) -> NDArray[np.int32]:
     """Masks of single slices, the n-th of which belongs to the n-th file of the image."""
     i, j, k = grid.shape
-    files = sorted(source.files, key=natural)
+    files = sorted(source.files, key=number_key)
     if len(files) != k:
         found = f"{len(files)} masks for {k} slices"
         raise _bad(case, "masks and slices differ in number", found)
     order = list(range(k))
     if series is not None:
         names = [Path(frame.instance.name) for frame in series.frames]
-        order = sorted(range(k), key=lambda n: natural(names[n]))
+        order = sorted(range(k), key=lambda n: number_key(names[n]))
     page_grid = Grid.of((i, j, 1), np.eye(4), placed=False)
     array = np.zeros((k, j, i), np.int32)
     for path, at in zip(files, order, strict=True):

@@ -59,7 +59,7 @@ def convert(draft: Draft, folder: Path, manner: Manner) -> Converted:
     Raises BadData with everything that is wrong with the source, AutosegError if `folder` holds
     other data.
     """
-    raise_fatal((*draft.problems, *_names(draft.cases)))
+    raise_fatal((*draft.problems, *_faults(draft)))
     refuse_others(folder)
     document, terms, problems = _terms(draft, manner)
     made_from = {case.id: _identity(case, terms) for case in draft.cases}
@@ -102,24 +102,26 @@ def refuse_others(folder: Path) -> None:
         )
 
 
-def _names(cases: Sequence[SourceCase]) -> list[Problem]:
-    """What is wrong with the names of the cases."""
+def _faults(draft: Draft) -> list[Problem]:
+    """What is wrong with the names and labels of cases, but what the draft itself tells."""
     problems = []
-    seen: set[str] = set()
-    for case in cases:
+    told = {problem.case for problem in draft.problems if problem.fatal}
+    seen: dict[str, SourceCase] = {}
+    for case in draft.cases:
         if not CASE.match(case.id):
             fix = "name it with letters, digits, - _ and ."
             what = "a case's name cannot be that of a file"
             problems.append(Problem(case.id[:60], what, repr(case.id)[:200], fix))
-        if case.id.casefold() in seen:
-            fix = "give each its own name"
-            problems.append(Problem(case.id, "two cases have one name", case.id, fix))
-        seen.add(case.id.casefold())
-        if case.label is None and not case.test:
+        first = seen.setdefault(case.id.casefold(), case)
+        if first is not case:
+            found = " and ".join(f"{c.id} of {c.images[0].files[0]}" for c in (first, case))
+            fix = "give each its own name; capitals do not tell files apart everywhere"
+            problems.append(Problem(case.id, "two cases have one name", found, fix))
+        if case.label is None and not case.test and case.id not in told:
             fix = "add its label, or make it a test case"
             problems.append(Problem(case.id, "an image has no label", "none was found", fix))
-    if not any(not case.test and case.label is not None for case in cases):
-        found = f"{len(cases)} cases, none with an image and a label"
+    if not told and all(case.test or case.label is None for case in draft.cases):
+        found = f"cases with an image and a label: none of {len(draft.cases)}"
         fix = "look whether this is the folder, and its layout the one that was named"
         problems.append(Problem("all", "nothing to train on was found", found, fix))
     return problems
@@ -278,8 +280,8 @@ def _make(
     if failed:
         told = [p for error in failed if isinstance(error, BadData) for p in error.problems]
         others = [error for error in failed if not isinstance(error, BadData)]
-        raise others[0] if others else BadData(told)
-    return len(todo), problems
+        raise others[0] if others else BadData(sorted(told, key=lambda p: p.case))
+    return len(todo), sorted(problems, key=lambda p: p.case)
 
 
 def _bytes(work: Work) -> int:
@@ -309,10 +311,10 @@ def _take_place(half: Path, folder: Path) -> None:
         for path in folder.iterdir():
             if not (half / path.name).exists() and path.name not in (*FOLDERS, MARK, "cases.csv"):
                 shutil.move(path, half / path.name)
-        old = folder.with_name(f".old-{os.getpid()}-{folder.name}")
-        os.replace(folder, old)
+        os.replace(folder, folder.with_name(f".old-{os.getpid()}-{folder.name}"))
         os.replace(half, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        for old in folder.parent.glob(f".old-*-{folder.name}"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _result(

@@ -2,15 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from autoseg.documents.conversion import SourceCase
 from autoseg.documents.dataset import CHANNEL, suffix_of
 from autoseg.errors import AutosegError, Problem
 from autoseg.files import explaining
 
 MOST_FILES = 5_000_000
+MARKS = "_-. "
+NAMELESS = ("image", "img", "imaging", "ct", "mri", "mr", "volume", "scan")
+"""Files called so are told apart by their folders."""
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -34,7 +38,7 @@ class Paired:
         for case, have in self.images.items():
             lost = sorted(set(range(channels)) - set(have))
             if lost:
-                found = f"channel {', '.join(str(n) for n in lost)} of 0 to {channels - 1}"
+                found = f"no channel {', '.join(str(n) for n in lost)}; it has {len(have)} of {channels}"
                 fix = "add the missing file, or take the case out"
                 yield Problem(case, "a case lacks a channel", found, fix)
 
@@ -66,8 +70,10 @@ def _raise(error: OSError) -> None:
 def require_folder(folder: Path) -> None:
     """Raises AutosegError unless the folder is there."""
     if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise AutosegError(f"{folder} {what}; name the folder that holds the data")
+        there = folder.exists()
+        what = "is a file, not a folder" if there else "does not exist"
+        first = "unpack it first if it is an archive, and " if there else ""
+        raise AutosegError(f"{folder} {what}; {first}name the folder that holds the data")
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -161,10 +167,44 @@ def without_label(images: Iterable[str], labels: Mapping[str, object]) -> list[P
     ]
 
 
-def number_key(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names by the numbers in them."""
+def number_key(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them: slice_2 before slice_10."""
     return [
         (int(part), "") if part.isdecimal() else (0, part)
-        for part in re.split(r"(\d+)", name)
+        for part in re.split(r"(\d+)", path.name)
         if part
     ]
+
+
+def case_name(paths: Sequence[Path]) -> str:
+    """The name of a case: its image's, or what the names of its channels begin with."""
+    stems = [stem_of(path) for path in paths]
+    name = stems[0]
+    if len(set(stems)) > 1:
+        prefix = os.path.commonprefix(stems)  # noqa: RUF071 - of names, letter by letter
+        whole = all(len(s) == len(prefix) or s[len(prefix)] in MARKS for s in stems)
+        # else back to the last mark between words: t1 and t2 are not both called t
+        end = len(prefix) if whole else max(prefix.rfind(mark) for mark in MARKS)
+        name = prefix[: max(end, 0)].rstrip(MARKS)
+    elif name.lower() in NAMELESS:
+        name = ""
+    return (name or paths[0].parent.name).removesuffix("_0000")
+
+
+def told_apart(cases: Iterable[SourceCase], given: Container[str] = ()) -> list[SourceCase]:
+    """The cases, in order; those that share a name are called as the nearest folder that differs.
+
+    Names that a person gave, and those of cases whose folders do not differ, stay.
+    """
+    listed = list(cases)
+    alike: dict[str, list[int]] = {}
+    for at, case in enumerate(listed):
+        alike.setdefault(case.id, []).append(at)
+    for name, places in alike.items():
+        if len(places) == 1 or name in given:
+            continue
+        folders = [listed[at].images[0].files[0].parts[-2::-1] for at in places]
+        level = next((names for names in zip(*folders) if len(set(names)) == len(names)), None)
+        for at, called in zip(places, level or ()):
+            listed[at] = replace(listed[at], id=called)
+    return listed

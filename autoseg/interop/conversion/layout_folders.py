@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from autoseg.documents.conversion import Draft, Source, SourceCase
-from autoseg.errors import AutosegError, Problem, nearest
+from autoseg.errors import AutosegError, Problem, nearest, raise_fatal
 from autoseg.interop.conversion.layout_files import (
     PICTURES,
     by_channel,
@@ -25,7 +25,6 @@ from autoseg.interop.conversion.layout_files import (
 ENDINGS = ("_mask", "_masks", "_seg", "_segmentation", "_label", "_labels", "_gt", "_dseg")
 """What names of labels may have and those of images have not."""
 SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_.*)?_([A-Za-z0-9]+)$")
-SESSION = re.compile(r"^(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,17 @@ def folders(source: Path, wanted: Wanted) -> Draft:
     images, labels = _inside(source, wanted.images), _inside(source, wanted.masks)
     paired = by_channel(images_in(images), wanted.endings)
     if not paired.images:
+        raise_fatal(paired.problems)
         raise AutosegError(f"{images} holds no image")
     problems = [*paired.problems]
     channels = len(wanted.endings) or 1 + max(max(have) for have in paired.images.values())
     problems += paired.complete(channels)
     found, values = _labels(labels, list(paired.images), wanted, problems)
+    if found and not set(found) & set(paired.images):
+        raise AutosegError(
+            f"no label of {labels} is called as an image of {images}: {min(found)} and "
+            f"{min(paired.images)}; name them alike, or list the pairs in a table (kind csv)"
+        )
     problems += [*without_image(found, paired.images), *without_label(paired.images, found)]
     cases = [
         SourceCase(
@@ -77,7 +82,7 @@ def _inside(source: Path, name: str) -> Path:
         there = [path.name for path in folders_in(source)]
         raise AutosegError(
             f"{source} has no folder {name!r}{nearest(name, there)}; say which it is with --images "
-            "or --masks"
+            "or --masks, or list files that lie in other ways in a table (kind csv)"
         )
     return folder
 
@@ -181,7 +186,7 @@ def stack(source: Path, wanted: Wanted, spacing_mm: tuple[float, float, float]) 
 
 def _slices(folder: Path, problems: list[Problem]) -> list[Path]:
     """The slices of a stack in order; gaps in their numbers are told."""
-    paths = sorted(images_in(folder), key=lambda p: number_key(p.name))
+    paths = sorted(images_in(folder), key=number_key)
     strange = [p.name for p in paths if not p.name.lower().endswith(PICTURES)]
     if strange or not paths:
         found = f"{folder}: {strange[0] if strange else 'no picture'}"
@@ -192,7 +197,7 @@ def _slices(folder: Path, problems: list[Problem]) -> list[Path]:
         known = sorted(int(n) for n in numbers)
         steps = {b - a for a, b in pairwise(known)}
         if len(steps) > 1:
-            found = f"{folder.name}: numbers {known[0]} to {known[-1]} for {len(paths)} slices"
+            found = f"{folder}: numbers {known[0]} to {known[-1]} for {len(paths)} slices"
             what, fix = "slices are missing or there twice", "restore them; the spacing is even"
             problems.append(Problem(folder.name, what, found, fix))
     return paths

@@ -1,6 +1,5 @@
 """Which files make which case, where a JSON file lists them: MSD, MONAI, and nnU-Net's first version."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,17 @@ from autoseg.files import read_json
 from autoseg.interop.conversion.layout_files import (
     Paired,
     by_channel,
+    case_name,
+    folders_in,
     images_in,
     is_there,
     require_folder,
     stem_of,
-    twice,
+    told_apart,
     without_image,
 )
 
 LISTS = ("training", "validation", "test", "testing")
-MARKS = "_-. "
-NAMELESS = ("image", "img", "imaging", "ct", "mri", "volume")
-"""Files called so are told apart by their folders."""
 KNOWN = ("name", "description", "reference", "licence", "release")
 
 
@@ -31,8 +29,7 @@ def msd(folder: Path) -> Draft:
 
     Files of the Mac (`._…`) are passed over; every file must lie in the folder. Raises AutosegError.
     """
-    require_folder(folder)
-    path = folder / "dataset.json"
+    path = _described(folder)
     document = _object(path)
     if "training" not in document:
         raise AutosegError(
@@ -56,31 +53,41 @@ def monai(path: Path, base: Path | None = None) -> Draft:
     return _draft(_object(path), path, base or path.parent, inside=False)
 
 
+def _described(folder: Path) -> Path:
+    """The dataset.json of a folder. Raises AutosegError, naming folders inside it that have one."""
+    require_folder(folder)
+    path = folder / "dataset.json"
+    if not path.exists():
+        inner = [p.name for p in folders_in(folder) if (p / path.name).exists()]
+        there = f"; name {folder / inner[0]}" if inner else "; name the folder of the task"
+        raise AutosegError(f"{folder} holds no dataset.json{there}")
+    return path
+
+
 def _object(path: Path) -> Mapping[str, Any]:
     document = read_json(path)
     if not isinstance(document, Mapping):
-        raise AutosegError(f"{path} holds no JSON object")
+        raise AutosegError(
+            f'{path} holds no JSON object; write one with the cases under "training" and "test"'
+        )
     return document
 
 
 def _draft(document: Mapping[str, Any], path: Path, base: Path, *, inside: bool) -> Draft:
     problems: list[Problem] = []
-    cases: dict[str, SourceCase] = {}
-    facts = any(name in document for name in ("validation",)) or _folds(document)
+    cases: list[SourceCase] = []
+    facts = "validation" in document or _folds(document)
     for part in LISTS:
         entries = document.get(part, [])
         if not isinstance(entries, list):
             raise AutosegError(f'{path}: "{part}" is no list')
         for entry in entries:
             case = _case(entry, part, base, inside, problems, facts=facts)
-            if case is None:
-                continue
-            if case.id in cases:
-                problems.append(twice(case.id, _first(cases[case.id]), _first(case)))
-            cases[case.id] = case
+            if case is not None:
+                cases.append(case)
     known = {key: document[key] for key in KNOWN if isinstance(document.get(key), str)}
     return Draft(
-        cases=tuple(cases.values()),
+        cases=tuple(told_apart(cases)),
         channels=_channels(document, path),
         labels=_labels(document.get("labels"), path),
         facts=known,
@@ -93,10 +100,6 @@ def _folds(document: Mapping[str, Any]) -> bool:
     return isinstance(entries, list) and any(
         isinstance(e, Mapping) and "fold" in e for e in entries
     )
-
-
-def _first(case: SourceCase) -> Path:
-    return case.images[0].files[0]
 
 
 def _case(
@@ -115,7 +118,7 @@ def _case(
     if any(Path(t).name.startswith("._") for t in texts):
         return None
     paths = [base / t for t in texts]
-    name = _name(paths)
+    name = case_name(paths)
     if label is not None and not isinstance(label, str):
         found, fix = f"its label is {str(label)[:60]}", "name one file as the label"
         problems.append(Problem(name, "a label is not one file", found, fix))
@@ -124,7 +127,8 @@ def _case(
     for path in files:
         problems += _place(name, path, base, inside)
     if label is None and not test:
-        found, fix = f"it is in {part} without a label", "add its label, or list it under test"
+        found = f'it is in "{part}" without a "label"; it has {", ".join(map(str, given))}'
+        fix = "add its label, or list it under test"
         problems.append(Problem(name, "an image has no label", found, fix))
     cells = {}
     if facts:
@@ -133,21 +137,6 @@ def _case(
             cells["fold"] = str(given["fold"])
     source = Source((base / label,)) if label else None
     return SourceCase(name, tuple(Source((p,)) for p in paths), source, test=test, facts=cells)
-
-
-def _name(paths: list[Path]) -> str:
-    """The name of a case: its image's, or what the names of its channels begin with."""
-    stems = [stem_of(path) for path in paths]
-    name = stems[0]
-    if len(set(stems)) > 1:
-        prefix = os.path.commonprefix(stems)  # noqa: RUF071 - of names, letter by letter
-        whole = all(len(s) == len(prefix) or s[len(prefix)] in MARKS for s in stems)
-        # else back to the last mark between words: t1 and t2 are not both called t
-        end = len(prefix) if whole else max(prefix.rfind(mark) for mark in MARKS)
-        name = prefix[: max(end, 0)].rstrip(MARKS)
-    elif len(paths) == 1 and name.lower() in NAMELESS:
-        name = ""
-    return (name or paths[0].parent.name).removesuffix("_0000")
 
 
 def _place(case: str, path: Path, base: Path, inside: bool) -> list[Problem]:
@@ -190,8 +179,7 @@ def _labels(found: Any, path: Path) -> dict[str, Any] | None:
 
 def nnunet_v1(folder: Path) -> Draft:
     """A TaskNNN_Name of nnU-Net's first version: CASE_0000.nii.gz, and its dataset.json."""
-    require_folder(folder)
-    path = folder / "dataset.json"
+    path = _described(folder)
     document = _object(path)
     problems: list[Problem] = []
     cases: list[SourceCase] = []

@@ -9,7 +9,7 @@ from autoseg.documents.cases import CASE_COLUMNS, PATIENT_COLUMNS
 from autoseg.documents.conversion import Draft, Source, SourceCase
 from autoseg.errors import AutosegError, Problem
 from autoseg.files import explaining
-from autoseg.interop.conversion.layout_files import is_there, stem_of, twice
+from autoseg.interop.conversion.layout_files import case_name, is_there, told_apart
 from autoseg.interop.conversion.layout_folders import Wanted
 
 LABEL_COLUMNS = ("label", "mask", "segmentation", "seg")
@@ -27,19 +27,13 @@ def table(path: Path, wanted: Wanted) -> Draft:
     rows = _rows(path)
     images = _image_columns(path, list(rows[0]))
     problems: list[Problem] = []
-    cases: dict[str, SourceCase] = {}
-    for number, row in enumerate(rows, start=2):
-        case = _case(path, number, row, images, problems)
-        if case is None:
-            continue
-        if case.id in cases:
-            first, second = cases[case.id].images[0].files[0], case.images[0].files[0]
-            problems.append(twice(case.id, first, second))
-        cases[case.id] = case
+    found = [_case(path, number, row, images, problems) for number, row in enumerate(rows, start=2)]
+    given = {row[name] for row in rows for name in CASE_COLUMNS if row.get(name)}
+    cases = told_apart((case for case in found if case is not None), given)
     names = wanted.channels
     if not names and len(images) > 1 and not all(c[6:].isdecimal() for c in images):
         names = tuple(column[6:] for column in images)
-    return Draft(tuple(cases.values()), names, problems=tuple(problems))
+    return Draft(tuple(cases), names, problems=tuple(problems))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -107,7 +101,7 @@ def _case(
         return None
     files = [path.parent / row[name] for name in images]
     column = next((name for name in CASE_COLUMNS if row.get(name)), None)
-    case = row[column] if column else stem_of(files[0]).removesuffix("_0000")
+    case = row[column] if column else case_name(files[:1])
     label = next((row[name] for name in LABEL_COLUMNS if row.get(name)), "")
     split = next((row[name].lower() for name in SPLIT_COLUMNS if row.get(name)), "")
     for file in [*files, *([path.parent / label] if label else [])]:

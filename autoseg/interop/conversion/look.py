@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from autoseg.documents.conversion import Draft, Source, SourceCase
 from autoseg.errors import AutosegError, BadData, Problem
+from autoseg.files import explaining
 from autoseg.image.reading import read_header
 from autoseg.image.volume import Grid
 from autoseg.interop.conversion.case import Terms, label_array
@@ -49,6 +50,7 @@ def look(draft: Draft) -> Look:
         try:
             facts[case.id] = _facts_of(case)
             problems += _label_size(case, facts[case.id])
+            problems += [] if draft.ranges else _blurred(case)
         except BadData as error:
             problems += [replace(p, case=case.id) for p in error.problems]
         except AutosegError as error:
@@ -60,8 +62,7 @@ def look(draft: Draft) -> Look:
         if found.channels and found.channels != expected:
             what = "the number of channels is not that of the dataset"
             fix = "add or remove the files of channels, or name the channels there are"
-            told = f"{found.channels} channels, expected {expected}"
-            problems.append(Problem(name, what, told, fix))
+            problems.append(Problem(name, what, f"{found.channels}, expected {expected}", fix))
     flat = all(f.shape is not None and f.shape[2] == 1 for f in facts.values())
     colour = expected == 3 and all(f.colour for f in facts.values())
     return Look(expected, colour, flat, tuple(problems))
@@ -125,6 +126,18 @@ def _label_size(case: SourceCase, facts: _Facts) -> Iterator[Problem]:
             return
 
 
+def _blurred(case: SourceCase) -> Iterator[Problem]:
+    """A problem where a label map is a JPEG, whose values are no longer those that were drawn."""
+    for path in () if case.label is None else case.label.files:
+        with explaining(path, "read"), path.open("rb") as file:
+            is_jpeg = file.read(3) == b"\xff\xd8\xff"
+        if is_jpeg:
+            what = "a label map is a JPEG, which blurs the values along outlines"
+            fix = "export it as PNG, or say which grey values mean what: --values 0-127=0,128-255=1"
+            yield Problem(case.id, what, path.name, fix)
+            return
+
+
 def values_in(draft: Draft, workers: int, paint_over: bool) -> list[int]:
     """Every value of the label maps, in ours. Raises BadData for maps that cannot be read."""
     labelled = [case for case in draft.cases if case.label is not None]
@@ -141,7 +154,7 @@ def values_in(draft: Draft, workers: int, paint_over: bool) -> list[int]:
         else:
             found |= outcome
     if problems:
-        raise BadData(problems)
+        raise BadData(sorted(problems, key=lambda p: p.case))
     if len(found) > 100 or (found and min(found) < 0):
         shown = ", ".join(str(v) for v in sorted(found)[:6])
         raise AutosegError(

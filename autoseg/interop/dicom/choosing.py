@@ -22,9 +22,16 @@ class Scan:
 
     @property
     def digest(self) -> str:
-        """A hash of what the scan is made of: names, sizes and times of its files."""
+        """A hash of what the scan is made of: names, sizes and times of its files, and frames."""
         return sha256_json(
-            [identity(s.source, sorted({f.instance.name for f in s.frames})) for s in self.channels]
+            [
+                [
+                    identity(s.source, sorted({f.instance.name for f in s.frames})),
+                    # one file may hold several volumes
+                    [[f.instance.name, f.index] for f in s.frames],
+                ]
+                for s in self.channels
+            ]
         )
 
 
@@ -47,19 +54,22 @@ def choose(
     are meant, each a case, where a patient has such. Raises AutosegError, with a list, where that
     fails.
     """
-    people: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for series in found.series:
-        people[series.person].append(series)
+    people = _people(found)
     if not people:
-        raise AutosegError(f"{found.path} holds no DICOM image")
+        raise AutosegError(f"{found.path} holds no DICOM image, only what was drawn on others")
     scans: list[Scan] = []
     problems: list[Problem] = []
-    names = _names(found.path, people)
+    names = _names(found.path, people, one_of_many=drawn)
     every = tuple(wanted) == (ALL,)
     for person, series_list in people.items():
         fitting, left_out = _fitting(names[person], series_list, chosen=bool(wanted) and not every)
         problems += left_out
         if not fitting:
+            continue
+        if _all_elsewhere(found, series_list, wanted):
+            what, fix = "a patient was left out", "nothing: the series that were named are others'"
+            shown = f"{len(series_list)} series, none of which was named"
+            problems.append(Problem(names[person], what, shown, fix, fatal=False))
             continue
         with_structures = [s for s in series_list if drawn and drawn_on(found.structures, s)]
         if every or (with_structures and not wanted):
@@ -88,13 +98,32 @@ def choose(
 
 def listed(found: Found) -> str:
     """The series of a source as text, a paragraph a patient, with the numbers to choose by."""
-    people: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for series in found.series:
-        people[series.person].append(series)
+    people = _people(found)
     names = _names(found.path, people)
     return "\n".join(
         f"{names[person]}\n{_rows(series, series)}" for person, series in people.items()
     )
+
+
+def _people(found: Found) -> dict[tuple[str, str], list[Series]]:
+    """The series of each patient and study, studies of a patient in order of time."""
+    people: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    for series in found.series:
+        people[series.person].append(series)
+    return dict(sorted(people.items(), key=lambda each: (each[0][0], _day(each[1]), each[0][1])))
+
+
+def _day(series_list: Sequence[Series]) -> str:
+    """The first day of a study, as 20200131; empty where none is known."""
+    days = [series.frames[0].instance.taken[:10] for series in series_list]
+    return min((day for day in days if day), default="").replace("-", "")
+
+
+def _all_elsewhere(found: Found, series_list: Sequence[Series], wanted: Sequence[str]) -> bool:
+    """Whether every word of the user is the UID of a series, and all are those of other people."""
+    uids, own = {s.uid for s in found.series}, {s.uid for s in series_list}
+    words = {word.strip() for word in wanted}
+    return bool(words) and words <= uids and not words & own
 
 
 def _rows(every: Sequence[Series], shown: Sequence[Series]) -> str:
@@ -133,6 +162,7 @@ def _fitting(
     if chosen:
         return list(series_list), []
     fitting = [s for s in series_list if not s.frames[0].instance.localizer]
+    fitting = [s for s in fitting if not s.frames[0].instance.mosaic] or fitting
     if any(series.kind == "volume" for series in fitting):
         fitting = [series for series in fitting if series.kind == "volume"]
     problems = [
@@ -149,21 +179,31 @@ def _fitting(
     return fitting, problems
 
 
-def _names(path: Path, people: dict[tuple[str, str], list[Series]]) -> dict[tuple[str, str], str]:
+def _names(
+    path: Path, people: dict[tuple[str, str], list[Series]], *, one_of_many: bool = False
+) -> dict[tuple[str, str], str]:
     """A name for each patient and study: the top folder where it has one of its own, else the id.
 
-    A source of one patient and study gives it the source's name.
+    Several studies of one id are told apart by their days, and where these are equal by numbers.
+    A source of one patient and study gives it the source's name, unless it is `one_of_many`: the
+    cases of a dataset keep their names when others join them.
     """
     plain = path.name if path.is_dir() else path.stem
-    if len(people) == 1:
+    if len(people) == 1 and not one_of_many:
         return dict.fromkeys(people, _safe(plain or path.resolve().name))
     tops = {person: {series.folder for series in group} for person, group in people.items()}
     everyone = [top for folders in tops.values() for top in folders]
+    days: dict[str, list[str]] = defaultdict(list)
+    for (patient, _), group in people.items():
+        days[patient].append(_day(group))
     names: dict[tuple[str, str], str] = {}
     for person, folders in tops.items():
         (top, *more) = sorted(folders)
         own = not more and top and everyone.count(top) == 1
         name = _safe(top if own else person[0] or plain)
+        day = _day(people[person])
+        if not own and day and days[person[0]].count(day) == 1 and len(days[person[0]]) > 1:
+            name = f"{name}_{day}"
         while name in names.values():
             number = re.search(r"_(\d+)$", name)
             name = (

@@ -4,6 +4,7 @@ One unit a case, redone only when its files or the options changed; `dataset.jso
 when every case is there, so a half converted folder is never taken for a dataset.
 """
 
+import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from autoseg.errors import AutosegError, BadData, Problem
+from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.files import Lock, sweep, write_json
 from autoseg.image.reading import write_labels
 from autoseg.interop.dicom.choosing import Scan, choose, identity
 from autoseg.interop.dicom.labels import read_structures
-from autoseg.interop.dicom.pixels import BYTES_A_VOXEL, read_scan
+from autoseg.interop.dicom.pixels import BYTES_A_VOXEL, colours_of, read_scan
 from autoseg.interop.dicom.results import write_channels
 from autoseg.interop.dicom.series import Found, Series, drawn_on, find
 from autoseg.interop.dicom.structures import StructureFile
@@ -79,7 +80,7 @@ def convert_dicom(
     AutosegError, after all cases were tried, if any could not be converted.
     """
     found = find(source)
-    _refuse_damaged(found)
+    raise_fatal(found.problems)
     scans, problems = choose(found, series, drawn=True)
     units = [_unit(found, scan, target, paint_over, accept_uneven) for scan in scans]
     labelled = [unit for unit in units if unit.files]
@@ -93,6 +94,7 @@ def convert_dicom(
         unit.values.update(members)
     names = _channels(labelled, channel_names)
     with Lock(target / KEPT / "lock", f"dataset {target.name}"):
+        _tidy(source, target, units)
         redone, more = _convert_all(units, workers)
         write_json(
             target / "dataset.json",
@@ -111,12 +113,6 @@ def convert_dicom(
         labels=values,
         problems=(*found.problems, *problems, *more),
     )
-
-
-def _refuse_damaged(found: Found) -> None:
-    fatal = [problem for problem in found.problems if problem.fatal]
-    if fatal:
-        raise BadData(fatal)
 
 
 def _unit(found: Found, scan: Scan, target: Path, paint_over: bool, accept_uneven: bool) -> _Unit:
@@ -169,12 +165,11 @@ def _numbered(
 def _channels(units: Sequence[_Unit], wanted: Sequence[str]) -> list[str]:
     """The names of the channels: those given, else modality and, of MR, the description."""
     first = units[0].scan
-    colours = [series.frames[0].instance.samples for series in first.channels]
     names: list[str] = []
-    for series, samples in zip(first.channels, colours):
+    for series in first.channels:
         of = series.frames[0].instance
         name = of.modality if of.modality in ("CT", "PT") else of.description or of.modality
-        names += [f"{name} {c}" for c in "RGB"] if samples == 3 else [name or "image"]
+        names += [f"{name} {c}" for c in "RGB"] if colours_of(of) == 3 else [name or "image"]
     modalities = Counter(s.frames[0].instance.modality for u in units for s in u.scan.channels[:1])
     if not wanted and len(modalities) > 1:
         raise AutosegError(
@@ -184,6 +179,28 @@ def _channels(units: Sequence[_Unit], wanted: Sequence[str]) -> list[str]:
     if wanted and len(wanted) != len(names):
         raise AutosegError(f"{len(wanted)} channel names for {len(names)} channels")
     return list(wanted) or names
+
+
+def _tidy(source: Path, target: Path, units: Sequence[_Unit]) -> None:
+    """Remove the files of cases that now lie in another folder: structures were added or removed.
+
+    Raises AutosegError for cases of an earlier conversion that the source does not hold any more.
+    """
+    now = {unit.scan.case: unit for unit in units}
+    before = sorted(path.stem for path in (target / KEPT).glob("*.json"))
+    gone = [case for case in before if case not in now]
+    if gone:
+        shown = ", ".join(gone[:4]) + (", …" if len(gone) > 4 else "")
+        raise AutosegError(
+            f"{target} holds cases that are not in {source}: {shown}; convert all of "
+            "them at once, choose another name, or move the dataset away"
+        )
+    for case in before:
+        others = "imagesTs" if now[case].files else "imagesTr"
+        for path in (target / others).glob(f"{glob.escape(case)}_????.nii.gz"):
+            path.unlink()
+        if not now[case].files:
+            (target / "labelsTr" / f"{case}.nii.gz").unlink(missing_ok=True)
 
 
 def _convert_all(units: Sequence[_Unit], workers: int) -> tuple[int, list[Problem]]:

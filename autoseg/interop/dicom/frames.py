@@ -5,6 +5,7 @@ an enhanced file holds many, whose facts stand in functional groups.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,11 @@ IMAGES = (
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 NO_IMAGES = ("RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "SEG", "SR", "PR", "KO", "REG", "FID")
 VOLUMETRIC = ("CT", "MR", "PT", "NM")
-NO_VOLUMES = ("LOCALIZER", "SCOUT", "TOPOGRAM", "MOSAIC")
+NO_VOLUMES = ("LOCALIZER", "SCOUT", "TOPOGRAM")
 """Words of the image type: what says so is left out unless it is chosen."""
+
+MOSAIC = "MOSAIC"
+"""Word of the image type by which Siemens says that an image is a volume, slice beside slice."""
 
 MEASURED = VOLUMETRIC
 """Modalities whose values are measurements, so that MONOCHROME1 does not turn them over."""
@@ -53,7 +57,10 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Instance:
-    """One image file: what holds for all of its frames."""
+    """One image file: what holds for all of its frames.
+
+    `taken` is the day, and where it is known the time, of the series, as 2020-01-31 09:15.
+    """
 
     name: str
     size: int
@@ -75,6 +82,8 @@ class Instance:
     compressed: bool
     padding: tuple[float, float] | None
     localizer: bool
+    mosaic: bool
+    taken: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,18 @@ def _instance(dataset: Any, name: str, size: int) -> Instance:
         compressed=bool(syntax is not None and not syntax.is_private and syntax.is_compressed),
         padding=_padding(dataset),
         localizer=any(word in NO_VOLUMES for word in image_type),
+        mosaic=MOSAIC in image_type,
+        taken=_taken(dataset),
     )
+
+
+def _taken(dataset: Any) -> str:
+    for of in ("Series", "Acquisition", "Content", "Study"):
+        day, time = _text(dataset, f"{of}Date"), _text(dataset, f"{of}Time")
+        if re.fullmatch(r"\d{8}", day):
+            clock = f" {time[:2]}:{time[2:4]}" if re.match(r"\d{4}", time) else ""
+            return f"{day[:4]}-{day[4:6]}-{day[6:]}{clock}"
+    return ""
 
 
 def _padding(dataset: Any) -> tuple[float, float] | None:

@@ -5,8 +5,9 @@ without which no object is valid, is made, and a warning says so.
 """
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from autoseg import __version__
 from autoseg.errors import AutosegError, Problem
+from autoseg.files import replacing
 from autoseg.image.geometry import restore
 from autoseg.interop.dicom.frames import Frame, identity_of
 from autoseg.interop.dicom.pixels import header_of, slices_of
 from autoseg.interop.dicom.series import Series
-from autoseg.interop.dicom.source import need, opened, quiet
+from autoseg.interop.dicom.source import Damaged, damage, need, opened, quiet
 
 MAKER = "autoseg"
 VERSION = __version__
@@ -92,6 +94,23 @@ def laid_on(labels: NDArray[np.integer], axes: str, series: Series, case: str) -
     return Drawing(stored.transpose(2, 1, 0), slices.frames, headers, file_of, problems)
 
 
+def write_object(path: Path, drawing: Drawing, make: Callable[[Drawing], Any]) -> list[Problem]:
+    """Write the dataset that `make` gives for a drawing, in one step; the warnings.
+
+    Raises AutosegError with what the DICOM libraries refuse, or with what the disk does.
+    """
+    try:
+        with damage():
+            dataset = make(drawing)
+    except Damaged as error:
+        raise AutosegError(
+            f"cannot write {path} for this series: {error}; write NIfTI (--format nifti) instead"
+        ) from error
+    with replacing(path) as half, quiet():
+        dataset.save_as(half, enforce_file_format=True)
+    return list(drawing.problems)
+
+
 def _completed(case: str, headers: tuple[Any, ...]) -> tuple[Problem, ...]:
     """Fill in, in place, what a valid reference to these images needs."""
     uid = need("pydicom.uid")
@@ -143,12 +162,3 @@ def colour_of(number: int) -> tuple[int, int, int]:
     golden = (5**0.5 - 1) / 2
     red, green, blue = colorsys.hsv_to_rgb((0.02 + number * golden) % 1.0, 0.75, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def cannot_write(path: object, error: BaseException) -> AutosegError:
-    """A refusal of the DICOM libraries in one line."""
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    return AutosegError(
-        f"cannot write {path} for this series: {reason}; write NIfTI (--format nifti) instead"
-    )

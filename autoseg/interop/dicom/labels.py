@@ -19,7 +19,7 @@ from autoseg.image.itk import RAS_FROM_LPS
 from autoseg.image.volume import Grid, Volume
 from autoseg.interop.dicom.contours import Points, together
 from autoseg.interop.dicom.frames import Frame, every_frame
-from autoseg.interop.dicom.pixels import RLE, Slices, slices_of
+from autoseg.interop.dicom.pixels import Slices, slices_of, unpacked
 from autoseg.interop.dicom.placing import evened, lattice_of
 from autoseg.interop.dicom.series import Series
 from autoseg.interop.dicom.source import (
@@ -27,7 +27,6 @@ from autoseg.interop.dicom.source import (
     Damaged,
     damage,
     damaged_file,
-    need,
     opened,
     read_whole,
 )
@@ -161,7 +160,7 @@ def _segments(
             continue
         mask = np.zeros(grid.shape[::-1], bool)
         chosen = [f for f, n in zip(frames, numbers) if kind == "LABELMAP" or n == number]
-        for frame, pixels in zip(chosen, _frame_pixels(dataset, chosen)):
+        for frame, pixels in zip(chosen, unpacked(dataset, chosen)):
             inside = pixels == number if kind == "LABELMAP" else pixels >= level
             _lay(mask, inside, _evened(frame, slices), grid, case, file)
         yield name, mask, warnings
@@ -174,14 +173,6 @@ def _evened(frame: Frame, slices: Slices) -> Frame:
         return frame
     x, y, z = evened(np.array([frame.position]), slices.frames)[0].tolist()
     return replace(frame, position=(x, y, z))
-
-
-def _frame_pixels(dataset: Any, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
-    if frames:
-        plugin = "pydicom" if dataset.file_meta.get("TransferSyntaxUID") == RLE else ""
-        chosen = [frame.index for frame in frames]
-        pixels = need("pydicom.pixels")
-        yield from pixels.iter_pixels(dataset, indices=chosen, decoding_plugin=plugin)
 
 
 def _segment_number(dataset: Any, index: int) -> int | None:

@@ -19,6 +19,7 @@ from autoseg.image.geometry import arrange
 from autoseg.image.volume import Grid, Volume
 from autoseg.interop.dicom.choosing import Scan
 from autoseg.interop.dicom.frames import MEASURED, Frame, Instance
+from autoseg.interop.dicom.packed import size_of
 from autoseg.interop.dicom.placing import check_places, grid_of, stacks
 from autoseg.interop.dicom.series import Series
 from autoseg.interop.dicom.source import (
@@ -38,7 +39,10 @@ RLE = "1.2.840.10008.1.2.5"
 STANDS_OUT = 0.02
 """Of the range of real values: padding nearer to it than this is left as it is."""
 
-AGAIN = "export or copy the series again: without this file it would have a gap"
+AGAIN = (
+    "export or copy the series again, uncompressed where it is packed in a way that is not known here; "
+    "without this file it would have a gap"
+)
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 BYTES_A_VOXEL = 9
@@ -101,10 +105,12 @@ def slices_of(
     if source is None:
         with opened(series.source) as source:
             return slices_of(series, case, source, accept_uneven=accept_uneven)
+    raise_fatal(_mosaic(case, series))
     if series.kind == "picture":
         raise_fatal(_film(case, series))
         return Slices(series.frames, ())
-    problems: list[Problem] = []
+    problems = list(_astray(case, series, fatal=not accept_uneven))
+    raise_fatal(problems)
     kept = []
     copies = 0
     for pile in stacks(series.frames):
@@ -123,11 +129,36 @@ def slices_of(
 
 def _film(case: str, series: Series) -> Iterator[Problem]:
     """Fatal for several frames of which none says where it lies, as in a film of ultrasound."""
-    count = len(series.frames)
+    count, first = len(series.frames), series.frames[0].instance
     if count > 1:
-        found = f"{count} frames in {series.frames[0].instance.name}"
-        fix = "export the frames that matter as single images"
+        found = f"{count} frames in {first.name}"
+        if first.frames < count:
+            found = f"{count} slices, {first.name} the first, without ImagePositionPatient"
+        fix = "export the frames that matter as single images, or all of them with their positions"
         yield Problem(case, "frames do not say where they lie", found, fix)
+
+
+def _astray(case: str, series: Series, *, fatal: bool) -> Iterator[Problem]:
+    """For slices of a volume that do not say where they lie, and so cannot be put in order."""
+    if series.astray:
+        count, of = len(series.astray), len(series.astray) + len(series.frames)
+        left = "" if fatal else "; left out"
+        found = f"{count} of {of}, as {series.astray[0].instance.name}{left}"
+        fix = "export the whole series again, or leave them out (--accept-uneven)"
+        yield Problem(case, "slices of a series do not say where they lie", found, fix, fatal)
+
+
+def _mosaic(case: str, series: Series) -> Iterator[Problem]:
+    """Fatal for volumes that are stored as one image each, slice beside slice."""
+    if series.frames[0].instance.mosaic:
+        found = f"{series.described}: all slices of a volume lie side by side in one image"
+        fix = "convert the series to NIfTI (dcm2niix does), or export it unmosaiced or enhanced"
+        yield Problem(case, "the series is stored as mosaics", found, fix)
+
+
+def colours_of(instance: Instance) -> int:
+    """How many channels the voxels of an image have."""
+    return 3 if instance.samples == 3 or instance.photometric == "PALETTE COLOR" else 1
 
 
 def _check_copies(case: str, source: Source, pile: Sequence[Frame]) -> None:
@@ -153,7 +184,8 @@ def _check_copies(case: str, source: Source, pile: Sequence[Frame]) -> None:
 def _check_memory(case: str, frames: Sequence[Frame]) -> None:
     """Raise BadData, before anything is decoded, if the scan cannot fit into memory."""
     of = frames[0].instance
-    needed = of.rows * of.columns * of.samples * len(frames) * BYTES_A_VOXEL
+    needed = of.rows * of.columns * colours_of(of) * len(frames) * BYTES_A_VOXEL
+    needed += max(frame.instance.size for frame in frames)
     if needed <= free_bytes():
         return
     found = (
@@ -169,7 +201,7 @@ def _voxels(
 ) -> tuple[NDArray[np.float32], list[Problem]]:
     """The voxels (C, slice, row, column) of frames in their order, and warnings. Raises BadData."""
     of = frames[0].instance
-    colours = 3 if of.samples == 3 or of.photometric == "PALETTE COLOR" else 1
+    colours = colours_of(of)
     array = np.empty((colours, len(frames), of.rows, of.columns), np.float32)
     padded = np.zeros(array.shape[1:], bool) if of.padding is not None else None
     by_file: dict[str, list[int]] = defaultdict(list)
@@ -222,7 +254,6 @@ def _decoded(
     source: Source, name: str, frames: Sequence[Frame]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_] | None]]:
     """The rescaled values (C, row, column) of frames of one file, and where they are padding."""
-    pixels = need("pydicom.pixels")
     of = frames[0].instance
     expected = of.rows * of.columns * of.samples * of.frames * of.bits // 8
     whole = not of.compressed and of.photometric != "YBR_FULL_422"
@@ -235,12 +266,41 @@ def _decoded(
             if not any(kind in dataset for kind in PIXELS):
                 # what ends within its pixels is read as if it had none
                 raise ValueError("it is cut off before the end of its pixels, or holds none")
-            # the Rust decoder of RLE panics on damaged frames, which nothing but itself can catch
-            plugin = "pydicom" if dataset.file_meta.get("TransferSyntaxUID") == RLE else ""
-            chosen = [frame.index for frame in frames]
-            decoded = pixels.iter_pixels(dataset, indices=chosen, decoding_plugin=plugin)
-            for frame in frames:
-                yield _values(dataset, np.asarray(next(decoded)), frame)
+            # a byte may fill up an odd length, and old scanners fill up blocks with zeros
+            excess = (dataset.get("PixelData") or b"")[expected + expected % 2 :] if whole else b""
+            if excess.strip(b"\0"):
+                raise ValueError(f"{there} bytes of pixels, {expected} by its Rows and Columns")
+            for frame, stored in zip(frames, unpacked(dataset, frames)):
+                yield _values(dataset, stored, frame)
+
+
+def unpacked(dataset: Any, frames: Sequence[Frame]) -> Iterator[NDArray[Any]]:
+    """The stored pixels (row, column[, sample]) of frames of a dataset, one by one.
+
+    Raises ValueError, before anything is unpacked, where a packed frame says that it is of another
+    size than its header: a decoder would ask for the memory that a few bytes name.
+    """
+    if not frames:
+        return
+    of = frames[0].instance
+    if of.compressed:
+        table = "ExtendedOffsetTable"
+        where = (
+            (dataset[table].value, dataset[f"{table}Lengths"].value) if table in dataset else None
+        )
+        for packed in need("pydicom.encaps").generate_frames(
+            dataset.PixelData, number_of_frames=of.frames, extended_offsets=where
+        ):
+            size = size_of(packed)
+            if size is not None and size != (of.rows, of.columns):
+                raise ValueError(
+                    f"its packed pixels are {size[0]} x {size[1]}, its header says {of.rows} x "
+                    f"{of.columns}"
+                )
+    # the Rust decoder of RLE panics on damaged frames, which nothing but itself can catch
+    plugin = "pydicom" if dataset.file_meta.get("TransferSyntaxUID") == RLE else ""
+    chosen = [frame.index for frame in frames]
+    yield from need("pydicom.pixels").iter_pixels(dataset, indices=chosen, decoding_plugin=plugin)
 
 
 def _values(
@@ -263,6 +323,8 @@ def _values(
         stored = _turned_over(dataset, stored)
     if dataset.get("ModalityLUTSequence"):
         return np.asarray(pixels.apply_modality_lut(stored, dataset), np.float64)[None], holes
+    if frame.slope == 0:
+        raise Damaged("RescaleSlope is 0: every value would be the same")
     return (stored.astype(np.float64) * frame.slope + frame.intercept)[None], holes
 
 

@@ -20,6 +20,9 @@ from autoseg.interop.dicom.frames import Frame
 PLACE_TOLERANCE = 0.1
 """Of the spacing: how far a slice may be from where an even grid has it."""
 
+SQUARE = 0.02
+"""How far directions may be from unit vectors at right angles: scanners round them."""
+
 SAME_PLACE_MM = 0.01
 SHOWN = 4
 
@@ -94,7 +97,7 @@ def check_places(case: str, frames: Sequence[Frame], *, accept_uneven: bool) -> 
 
     With `accept_uneven` missing and unevenly spaced slices are warnings.
     """
-    problems = list(check_affine(case, grid_of(frames).affine))
+    problems = list(_senseless(case, frames[0])) or list(check_affine(case, grid_of(frames).affine))
     if any(problem.fatal for problem in problems) or len(frames) < 3:
         return problems
     positions = np.array([frame.position for frame in frames], np.float64)
@@ -108,6 +111,19 @@ def check_places(case: str, frames: Sequence[Frame], *, accept_uneven: bool) -> 
     return [*problems, *_uneven(case, gaps_mm, spacing_mm, off_mm, fatal=not accept_uneven)]
 
 
+def _senseless(case: str, frame: Frame) -> Iterator[Problem]:
+    """Fatal for pixels of no size, and for directions that are no unit vectors at right angles."""
+    fix = "export the series again: its header is damaged"
+    if min(frame.spacing_mm) <= 0:
+        found = "PixelSpacing is " + " x ".join(f"{mm:g}" for mm in frame.spacing_mm)
+        yield Problem(case, "the size of the pixels makes no sense", found, fix)
+    pair = np.array([frame.row, frame.column], np.float64)
+    if np.abs(pair @ pair.T - np.eye(2)).max() > SQUARE:
+        shown = ", ".join(f"{value:g}" for value in pair.ravel())
+        found = f"ImageOrientationPatient is {shown}, no unit vectors at right angles"
+        yield Problem(case, "the directions of the image make no sense", found, fix)
+
+
 def _uneven(
     case: str,
     gaps_mm: NDArray[np.float64],
@@ -116,19 +132,24 @@ def _uneven(
     *,
     fatal: bool,
 ) -> Iterator[Problem]:
-    fix = "export the whole series again, or take its slices as evenly spaced (--accept-uneven)"
+    fix = (
+        "export the whole series again, or take its slices as evenly spaced (--accept-uneven), "
+        "which moves them to where they are not: lengths and volumes along the gaps are then wrong"
+    )
+    even_mm = float(gaps_mm.sum()) / len(gaps_mm)
+    taken = "" if fatal else f"; taken as {len(gaps_mm) + 1} slices {even_mm:.3g} mm apart"
     steps = gaps_mm / spacing_mm
     whole = np.rint(steps)
     if np.all(np.abs(steps - whole) <= PLACE_TOLERANCE * np.maximum(whole, 1)) and whole.max() > 1:
         missing = int(whole.sum()) - len(gaps_mm)
         where = ", ".join(str(int(at) + 1) for at in np.flatnonzero(whole > 1)[:SHOWN])
-        found = f"{missing} missing at {spacing_mm:.3g} mm spacing, after slice {where}"
+        found = f"{missing} missing at {spacing_mm:.3g} mm spacing, after slice {where}{taken}"
         yield Problem(case, "slices of a series are missing", found, fix, fatal)
     elif np.ptp(gaps_mm) > PLACE_TOLERANCE * spacing_mm:
-        found = f"gaps of {gaps_mm.min():.3g} to {gaps_mm.max():.3g} mm"
+        found = f"gaps of {gaps_mm.min():.3g} to {gaps_mm.max():.3g} mm{taken}"
         yield Problem(case, "the slices are not evenly spaced", found, fix, fatal)
     else:
-        found = f"up to {off_mm.max():.3g} mm off the line from the first slice to the last"
+        found = f"up to {off_mm.max():.3g} mm off the line from the first slice to the last{taken}"
         yield Problem(case, "the slices do not lie in one line", found, fix, fatal)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError, Problem
-from autoseg.files import replacing
 from autoseg.image.itk import RAS_FROM_LPS
 from autoseg.interop.dicom.contours import Points, contours_of
 from autoseg.interop.dicom.frames import STRUCTURE_SET, Frame
@@ -22,16 +21,16 @@ from autoseg.interop.dicom.heritage import (
     VERSION,
     Drawing,
     Structures,
-    cannot_write,
     colour_of,
     fresh_uid,
     inherit,
     laid_on,
     mask_of,
+    write_object,
 )
 from autoseg.interop.dicom.placing import grid_of
 from autoseg.interop.dicom.series import Series
-from autoseg.interop.dicom.source import Damaged, damage, need
+from autoseg.interop.dicom.source import need
 
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 CONTOUR_DATA = 0x30060050
@@ -59,14 +58,7 @@ def write_rtstruct(
             f"{series.described} does not; write NIfTI or DICOM-SEG instead"
         )
     drawing = laid_on(labels, axes, series, case)
-    try:
-        with damage():
-            dataset = _dataset(drawing, structures, model)
-            with replacing(path) as half:
-                dataset.save_as(half, enforce_file_format=True)
-    except Damaged as error:
-        raise cannot_write(path, error) from error
-    return list(drawing.problems)
+    return write_object(path, drawing, lambda drawing: _dataset(drawing, structures, model))
 
 
 def _dataset(drawing: Drawing, structures: Structures, model: str) -> Any:
@@ -132,13 +124,13 @@ def _add_structures(dataset: Any, drawing: Drawing, structures: Structures) -> N
         for number, name in numbered
     ]
     dataset.ROIContourSequence = [
-        _item(
-            ReferencedROINumber=number,
-            ROIDisplayColor=list(colour_of(number - 1)),
-            ContourSequence=list(_contours(drawing, structures[name])),
-        )
-        for number, name in numbered
+        _item(ReferencedROINumber=number, ROIDisplayColor=list(colour_of(number - 1)))
+        for number, _ in numbered
     ]
+    for (_, name), item in zip(numbered, dataset.ROIContourSequence):
+        contours = list(_contours(drawing, structures[name]))
+        if contours:  # a sequence without items is not allowed here
+            item.ContourSequence = contours
     dataset.RTROIObservationsSequence = [
         _item(
             ObservationNumber=number,

@@ -13,20 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import Problem
-from autoseg.files import replacing
 from autoseg.interop.dicom.heritage import (
     MAKER,
     VERSION,
     Drawing,
     Structures,
-    cannot_write,
     colour_of,
     fresh_uid,
     laid_on,
     mask_of,
+    write_object,
 )
 from autoseg.interop.dicom.series import Series
-from autoseg.interop.dicom.source import Damaged, damage, need
+from autoseg.interop.dicom.source import need
 
 TISSUE = ("85756007", "SCT", "Tissue")
 ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -49,21 +48,13 @@ def write_segmentation(
     segment numbers. `model` is named as the algorithm. Raises AutosegError if the images lack what
     a segmentation must refer to.
     """
-    highdicom = need("highdicom")
+    need("highdicom")
     drawing = laid_on(labels, axes, series, case)
-    try:
-        with damage():
-            dataset = _dataset(highdicom, drawing, structures, model)
-            # names of structures may need more letters than those of the scanner
-            dataset.SpecificCharacterSet = "ISO_IR 192"
-            with replacing(path) as half:
-                dataset.save_as(half)
-    except Damaged as error:
-        raise cannot_write(path, error) from error
-    return list(drawing.problems)
+    return write_object(path, drawing, lambda drawing: _dataset(drawing, structures, model))
 
 
-def _dataset(highdicom: Any, drawing: Drawing, structures: Structures, model: str) -> Any:
+def _dataset(drawing: Drawing, structures: Structures, model: str) -> Any:
+    highdicom = need("highdicom")
     pixels = _segments(drawing.labels, structures)
     arguments: dict[str, Any] = {}
     if len(drawing.headers) == 1 and drawing.frames[0].instance.frames > 1:
@@ -72,7 +63,7 @@ def _dataset(highdicom: Any, drawing: Drawing, structures: Structures, model: st
         ]
     # highdicom tells of an empty map, and of what it does about it
     logging.getLogger("highdicom").setLevel(logging.ERROR)
-    return highdicom.seg.Segmentation(
+    dataset = highdicom.seg.Segmentation(
         source_images=list(drawing.headers),
         pixel_array=pixels,
         segmentation_type="BINARY",
@@ -93,6 +84,9 @@ def _dataset(highdicom: Any, drawing: Drawing, structures: Structures, model: st
         omit_empty_frames=True,
         **arguments,
     )
+    # names of structures may need more letters than those of the scanner
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    return dataset
 
 
 def _segments(labels: NDArray[np.integer], structures: Structures) -> NDArray[np.unsignedinteger]:

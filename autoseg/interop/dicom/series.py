@@ -5,7 +5,7 @@ place, what differs between them (echo, b-value, time point, …) splits the ser
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,8 +15,8 @@ import numpy as np
 
 from autoseg.errors import AutosegError, Problem
 from autoseg.image.volume import Grid
-from autoseg.interop.dicom.frames import KINDS, Frame, frames_of
-from autoseg.interop.dicom.placing import grid_of, stacks
+from autoseg.interop.dicom.frames import KINDS, VOLUMETRIC, Frame, frames_of
+from autoseg.interop.dicom.placing import grid_of, normal_of, stacks
 from autoseg.interop.dicom.source import (
     DAMAGE,
     Damaged,
@@ -28,8 +28,13 @@ from autoseg.interop.dicom.source import (
 )
 from autoseg.interop.dicom.structures import StructureFile, structure_of
 
+CALLED = (".dcm", ".dicom", ".ima")
+"""Endings of names that mean DICOM: such a file without it is a slice that was lost on its way."""
+
 SAME_DIRECTION = 2e-3
 SAME_SPACING = 1e-3
+STRAIGHT = 0.8
+"""Cosine above which a plane is called by the nearest of the three of the body."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,15 @@ class Series:
 
     `part` says what tells it from others of one series, as "echo time 4.2"; `folder` is the top
     folder of its files below the source. Frames in one place that nothing tells apart are all in
-    `frames`, which reading then refuses or finds equal.
+    `frames`, which reading then refuses or finds equal; `astray` are those of a volume that do not
+    say where they lie, which reading refuses.
     """
 
     source: Path
     frames: tuple[Frame, ...]
     part: str = ""
     folder: str = ""
+    astray: tuple[Frame, ...] = ()
 
     @property
     def uid(self) -> str:
@@ -76,10 +83,13 @@ class Series:
         size = f"{len(self.frames)} x {first.rows} x {first.columns}"
         spacing_mm = " x ".join(f"{mm:.3g}" for mm in reversed(self.grid.spacing_mm))
         number = "" if first.number is None else f" (series number {first.number})"
-        words = [first.modality, first.description or "without description", self.part]
+        what = first.description or "without description"
+        words = [first.modality, what, self.part, "mosaic" if first.mosaic else ""]
         place = "" if self.kind == "picture" else f", {spacing_mm} mm"
+        taken = f", of {first.taken}" if first.taken else ""
         return (
-            f"{', '.join(w for w in words if w)}{number}: {size}{place}, UID {self.uid or 'none'}"
+            f"{', '.join(w for w in words if w)}{number}: {size}{place}{taken}, "
+            f"UID {self.uid or 'none'}"
         )
 
 
@@ -101,6 +111,8 @@ class _Gathered:
     structures: list[StructureFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     strangers: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+    """DICOM that is no image, by modality."""
 
 
 def find(path: Path) -> Found:
@@ -112,9 +124,7 @@ def find(path: Path) -> Found:
         gathered = _gather(source)
     series = _series_of(path, _without_copies(gathered))
     if not (series or gathered.structures or gathered.problems):
-        raise AutosegError(
-            f"{path} holds no DICOM image; {gathered.strangers} other files were passed over"
-        )
+        raise AutosegError(_nothing_in(path, gathered))
     return Found(
         path,
         tuple(series),
@@ -124,12 +134,23 @@ def find(path: Path) -> Found:
     )
 
 
+def _nothing_in(path: Path, gathered: _Gathered) -> str:
+    others = ", ".join(f"{count} of {kind}" for kind, count in sorted(gathered.others.items()))
+    known = f", but other DICOM files ({others})" if others else ""
+    strangers = gathered.strangers
+    passed = f"; passed over what is no DICOM (files: {strangers})" if strangers else ""
+    return f"{path} holds no DICOM image{known}{passed}; name the folder of the images"
+
+
 def _gather(source: Source) -> _Gathered:
     found = _Gathered()
     for item in source.items():
         try:
             if not is_dicom(source.start(item.name)):
                 found.strangers += 1
+                if item.name.lower().endswith(CALLED):
+                    held = "its content is none" if item.size else "it is empty (0 bytes)"
+                    raise Damaged(f"its name says that it is DICOM, but {held}")
                 continue
             with source.stream(item.name) as stream:
                 header = read_header(stream)
@@ -137,21 +158,31 @@ def _gather(source: Source) -> _Gathered:
             if structure is not None:
                 found.structures.append(structure)
                 continue
-            found.frames += frames_of(header, item.name, item.size)
+            frames = frames_of(header, item.name, item.size)
+            found.frames += frames
+            if not frames:
+                found.others[str(header.get("Modality") or "another kind")] += 1
         except Damaged as error:
             found.problems.append(damaged_file(item.name, str(error)))
         except DAMAGE as error:
             found.problems.append(damaged_file(item.name, str(error) or type(error).__name__))
+    for name in source.astray:
+        what, fix = "a link leads to no file", "nothing, if no slice is missing; else mend the link"
+        found.problems.append(Problem(name, what, "it was passed over", fix, fatal=False))
     return found
 
 
 def _without_copies(gathered: _Gathered) -> list[Frame]:
-    """The frames without those of files that hold the same instance once more."""
-    kept: dict[tuple[str, str, int], Frame] = {}
+    """The frames without those of files that hold the same instance once more.
+
+    Slices in different places are different, even where an anonymiser gave all of them one UID.
+    """
+    kept: dict[tuple[object, ...], Frame] = {}
     copies: dict[str, str] = {}
     for frame in gathered.frames:
         of = frame.instance
-        key = (of.series, of.uid or of.name, frame.index)
+        place = (frame.position, frame.tags, frame.acquired)
+        key = (of.series, of.uid or of.name, frame.index, place)
         if key in kept:
             copies[of.name] = kept[key].instance.name
         else:
@@ -169,8 +200,9 @@ def _series_of(path: Path, frames: Iterable[Frame]) -> list[Series]:
     groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
         of = frame.instance
-        # a picture without a place is a case of its own; without UIDs, folders tell series apart
-        alone = of.name if frame.position is None else ""
+        # a picture without a place is a case of its own, but a slice of a volume without one is
+        # a fault of the volume; without UIDs, folders tell series apart
+        alone = of.name if frame.position is None and of.modality not in VOLUMETRIC else ""
         where = "" if of.series else PurePosixPath(of.name).parent.as_posix()
         size = (of.rows, of.columns, of.samples)
         groups[
@@ -178,16 +210,23 @@ def _series_of(path: Path, frames: Iterable[Frame]) -> list[Series]:
         ].append(frame)
     found = []
     for group in groups.values():
-        for part in _by_plane(group):
+        placed = [frame for frame in group if frame.position is not None]
+        astray = tuple(frame for frame in group if frame.position is None)
+        if not placed:
+            found.append(_series(path, group, "", ()))
+        for plane, part in _by_plane(placed):
             for words, rest in _told_apart(part):
-                found.append(_series(path, rest, words))
+                both = ", ".join(word for word in (plane, words) if word)
+                found.append(_series(path, rest, both, astray))
     return sorted(found, key=_listing)
 
 
 def _listing(series: Series) -> tuple[object, ...]:
     first = series.frames[0].instance
     number = -1 if first.number is None else first.number
-    return (*series.person, series.folder, number, series.uid, _natural(series.part), first.name)
+    part = _natural(series.part)
+    taken = first.taken
+    return (*series.person, number, taken, series.folder, series.uid, part, first.name)
 
 
 def _natural(text: str) -> tuple[tuple[bool, float, str], ...]:
@@ -196,20 +235,21 @@ def _natural(text: str) -> tuple[tuple[bool, float, str], ...]:
     return tuple((w[0].isdigit(), float(w) if w[0].isdigit() else 0.0, w) for w in words)
 
 
-def _series(path: Path, frames: Sequence[Frame], words: str) -> Series:
+def _series(path: Path, frames: Sequence[Frame], words: str, astray: tuple[Frame, ...]) -> Series:
     tops = {PurePosixPath(f.instance.name).parts[0] for f in frames if "/" in f.instance.name}
     inside = all("/" in f.instance.name for f in frames)
     folder = tops.pop() if len(tops) == 1 and inside else ""
     ordered = frames
     if frames[0].position is not None:
         ordered = [frame for stack in stacks(frames) for frame in stack]
-    return Series(path, tuple(ordered), words, folder)
+    return Series(path, tuple(ordered), words, folder, astray)
 
 
-def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """The frames apart by direction and pixel spacing, which may differ by rounding alone."""
-    if frames[0].position is None:
-        return [list(frames)]
+def _by_plane(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+    """The frames apart by direction and pixel spacing, which may differ by rounding alone.
+
+    With each the name of its plane, if there are several: axial, or "2: oblique" of many oblique.
+    """
     found: list[tuple[np.ndarray, list[Frame]]] = []
     for frame in frames:
         assert frame.row is not None and frame.column is not None
@@ -222,13 +262,23 @@ def _by_plane(frames: Sequence[Frame]) -> list[list[Frame]]:
                 break
         else:
             found.append((plane, [frame]))
-    return [group for _, group in found]
+    if len(found) < 2:
+        return [("", group) for _, group in found]
+    names = [_plane_of(group[0]) for _, group in found]
+    if len(set(names)) < len(names):
+        names = [f"plane {n} ({name})" for n, name in enumerate(names, start=1)]
+    return [(name, group) for name, (_, group) in zip(names, found)]
+
+
+def _plane_of(frame: Frame) -> str:
+    """How a person calls the plane of a frame, by where its normal points."""
+    normal = np.abs(normal_of(frame))
+    at = int(normal.argmax())
+    return ("sagittal", "coronal", "axial")[at] if normal[at] > STRAIGHT else "oblique"
 
 
 def _told_apart(frames: list[Frame]) -> list[tuple[str, list[Frame]]]:
     """The frames apart by what differs where several lie in one place, each with its words."""
-    if frames[0].position is None:
-        return [("", frames)]
     piles = stacks(frames)
     most = max(len(pile) for pile in piles)
     if most == 1:

@@ -7,12 +7,13 @@ imported when they are needed, and an error says how to get them.
 
 import importlib
 import io
+import lzma
 import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,31 @@ DAMAGE = (
     MemoryError,
     OSError,
     struct.error,
+    lzma.LZMAError,
     zlib.error,
     zipfile.BadZipFile,
 )
 """What pydicom and the decoders raise on damaged files, beside two errors of pydicom's own."""
 
 START = 132 + 8
+PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
+"""Where pixels stand: integers, floats or doubles."""
+
 DEFLATED = "1.2.840.10008.1.2.1.99"
+PLAIN = {
+    (True, True): "1.2.840.10008.1.2",
+    (False, True): "1.2.840.10008.1.2.1",
+    (False, False): "1.2.840.10008.1.2.2",
+    (True, False): "1.2.840.10008.1.2.2",
+}
+"""(implicit types, little endian) -> the transfer syntax of pixels that are not packed."""
+
 LARGEST_RATIO = 500
 SMALL = 64 << 20
 """An archive member up to this size may be packed as tightly as it likes."""
+
+MOST_ELEMENTS = 20_000
+"""At the top of one file; more are no header, but zeros or noise taken for one."""
 
 
 class Damaged(Exception):
@@ -85,9 +101,14 @@ def damage() -> Iterator[None]:
             raise AutosegError(
                 f"a package that unpacks these DICOM images is missing; run: pip install {PACKAGES}"
             ) from error
-        lines = str(error).strip().splitlines()
-        reason = (lines[0] if lines else type(error).__name__)[:200]
-        raise Damaged(reason or type(error).__name__) from error
+        raise Damaged(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says in one line: its first, and what follows where that only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    return (f"{first} {lines[1]}" if first.endswith(":") and lines[1:] else first)[:200]
 
 
 @dataclass(frozen=True)
@@ -99,17 +120,21 @@ class Item:
 
 
 class Source:
-    """An open folder, zip archive or single file of DICOM; made by `opened`."""
+    """An open folder, zip archive or single file of DICOM; made by `opened`.
+
+    `astray` holds the links that `items` found to lead to no file.
+    """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile | None) -> None:
         self.path = path
         self.archive = archive
+        self.astray: list[str] = []
         self.members: dict[str, zipfile.ZipInfo] = {}
         if archive is not None:
             self.members = {i.filename: i for i in archive.infolist() if not i.is_dir()}
 
     def items(self) -> list[Item]:
-        """Every file, sorted by name; hidden ones are passed over, links to folders not followed."""
+        """Every file, sorted by name; hidden ones are passed over, links followed once."""
         if self.archive is not None:
             found = [Item(name, info.file_size) for name, info in self.members.items()]
         elif self.path.is_file():
@@ -120,12 +145,22 @@ class Source:
         return sorted(kept, key=lambda item: item.name)
 
     def _walked(self) -> Iterator[Item]:
-        for folder, _, names in os.walk(self.path, followlinks=False):
+        self.astray.clear()
+        seen: set[str] = set()
+        for folder, below, names in os.walk(self.path, followlinks=True):
+            below.sort()
+            place = os.path.realpath(folder)
+            if place in seen:  # a link that leads back would be followed for ever
+                below.clear()
+                continue
+            seen.add(place)
             for name in names:
                 path = Path(folder) / name
+                relative = path.relative_to(self.path).as_posix()
                 if path.is_file():
-                    relative = path.relative_to(self.path).as_posix()
                     yield Item(relative, path.stat().st_size)
+                elif path.is_symlink() and not _hidden(relative):
+                    self.astray.append(relative)
 
     def start(self, name: str) -> bytes:
         """The first bytes of a file, enough to tell DICOM from others."""
@@ -192,36 +227,68 @@ def is_dicom(start: bytes) -> bool:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, or a folder or zip holds a DICOM file; pydicom is not needed."""
+    """Whether a file is DICOM, or a folder or zip holds a DICOM file; pydicom is not needed.
+
+    So does a zip that nothing can be read of, as an encrypted one: `find` says why.
+    """
     if not path.exists():
         return False
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(START)
         if start[:2] != b"PK":
-            return start[128:132] == b"DICM"
+            return is_dicom(start)
+    locked = False
     with opened(path) as source:
         for item in source.items():
             try:
-                if source.start(item.name)[128:132] == b"DICM":
+                if is_dicom(source.start(item.name)):
                     return True
-            except DAMAGE:
-                continue
-    return False
+            except DAMAGE as error:
+                locked = locked or isinstance(error, RuntimeError)
+    return locked
 
 
 def read_header(stream: BinaryIO) -> Any:
     """The dataset of a stream without its pixels. Raises Damaged."""
-    pydicom = need("pydicom")
+    reader = need("pydicom.filereader")
     with damage():
-        return pydicom.dcmread(_inflated(stream), stop_before_pixels=True, force=True)
+        return reader.read_partial(_inflated(stream), _stop(before=True), force=True)
 
 
 def read_whole(stream: BinaryIO) -> Any:
-    """The dataset of a stream with its pixels still packed. Raises Damaged."""
-    pydicom = need("pydicom")
+    """The dataset of a stream up to its pixels, which are still packed. Raises Damaged."""
+    reader = need("pydicom.filereader")
     with damage():
-        return pydicom.dcmread(_inflated(stream), force=True)
+        dataset = reader.read_partial(_inflated(stream), _stop(before=False), force=True)
+        packed = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
+        if not dataset.file_meta.get("TransferSyntaxUID") and not packed:
+            # a file without a header of its own is plain, as it was just found to be
+            implicit, little = dataset.original_encoding
+            plain = PLAIN[bool(implicit), bool(little)]
+            dataset.file_meta.TransferSyntaxUID = need("pydicom.uid").UID(plain)
+        return dataset
+
+
+def _stop(*, before: bool) -> Callable[[int, str | None, int], bool]:
+    """For pydicom: whether to stop at an element, `before` the pixels or right after them.
+
+    It raises ValueError at senselessly many elements, which a file of zeros seems to hold.
+    """
+    count = 0
+    there = False
+
+    def stop(tag: int, _vr: str | None, _length: int) -> bool:
+        nonlocal count, there
+        count += 1
+        if count > MOST_ELEMENTS:
+            raise ValueError(f"more than {MOST_ELEMENTS} elements: it is no real image")
+        if there:
+            return True
+        there = tag in PIXELS
+        return there and before
+
+    return stop
 
 
 def _inflated(stream: BinaryIO) -> BinaryIO:
@@ -234,6 +301,9 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
     if preamble[128:] != b"DICM":
         stream.seek(0)
         return stream
+    if stream.read(2) == b"\0\0":  # what pydicom takes for commands, without an end
+        raise ValueError("zeros follow its preamble: it is damaged")
+    stream.seek(132)
     meta = reader.read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
     if str(meta.get("TransferSyntaxUID", "")) != DEFLATED:
         stream.seek(0)

@@ -123,6 +123,11 @@ class Tensors:
     def __init__(self, checkpoint: Checkpoint, archive: "_Archive") -> None:
         self.checkpoint, self.archive = checkpoint, archive
 
+    @property
+    def length(self) -> int:
+        """Bytes of the file: no weights that belong to it have more numbers."""
+        return self.archive.length
+
     def read(self, name: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
         """One weight as an array of its own; None where the checkpoint has no such name.
 
@@ -211,30 +216,37 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Archive]:
+def archive_in(path: Path) -> Iterator[tuple[zipfile.ZipFile, int]]:
+    """A zip of a stranger, its list of contents read within bounds, and its length in bytes.
+
+    Raises AutosegError where the file cannot be read, and one of DAMAGE for one that is no zip.
+    """
     with explaining(path, "read"), open(path, "rb", buffering=0) as raw:
         length = raw.seek(0, io.SEEK_END)
         raw.seek(0)
-        start = raw.read(4)
-        raw.seek(0)
-        if start != b"PK\x03\x04":
-            old = start[:1] == b"\x80"
-            raise AutosegError(
-                f"{path} is "
-                + (
-                    "a pickle of torch before 1.6, or none of torch at all, which is not read; save "
-                    "it again with torch.save of today"
-                    if old
-                    else f"no checkpoint: it is {'empty' if not start else 'no file of torch'}; {AGAIN}"
-                )
-            )
-        try:
-            with (
-                BoundedFile(raw, length, DIRECTORY_LIMIT) as bounded,
-                zipfile.ZipFile(bounded) as archive,
-            ):
-                yield _Archive(path, archive, length)
-        except DAMAGE as error:
-            raise AutosegError(
-                f"{path} is truncated or damaged ({str(error)[:100]}); {AGAIN}"
-            ) from error
+        with (
+            BoundedFile(raw, length, DIRECTORY_LIMIT) as bounded,
+            zipfile.ZipFile(bounded) as archive,
+        ):
+            yield archive, length
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Archive]:
+    with explaining(path, "read"), open(path, "rb") as file:
+        start = file.read(4)
+    if start[:1] == b"\x80":
+        raise AutosegError(
+            f"{path} is a pickle of torch before 1.6, or none of torch at all, which is not read; "
+            "save it again with torch.save of today"
+        )
+    if start != b"PK\x03\x04":
+        found = "no file of torch" if start else "empty"
+        raise AutosegError(f"{path} is no checkpoint: it is {found}; {AGAIN}")
+    try:
+        with archive_in(path) as (archive, length):
+            yield _Archive(path, archive, length)
+    except DAMAGE as error:
+        raise AutosegError(
+            f"{path} is truncated or damaged ({str(error)[:100]}); {AGAIN}"
+        ) from error

@@ -10,14 +10,14 @@ import re
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autoseg.errors import AutosegError, nearest
-from autoseg.files import BLOCK, BoundedFile, explaining
-from autoseg.interop.nnunet.checkpoint import DIRECTORY_LIMIT
+from autoseg.files import BLOCK, explaining
+from autoseg.interop.nnunet.checkpoint import archive_in
 from autoseg.interop.nnunet.read import read_object
 
 FINAL = "checkpoint_final.pth"
@@ -63,11 +63,22 @@ def trained_in(folder: Path) -> list[Trained]:
     """Every trained configuration in a folder, or the folder itself. Raises AutosegError for none."""
     found = [_trained(at) for at in _with_plans(folder, DEEPEST)]
     if not found:
+        home = folder.absolute().parent
+        if FOLD.fullmatch(folder.absolute().name) and (home / PLANS).is_file():
+            raise AutosegError(f"{folder} is one fold of a model; give {folder.parent}, with -f")
         raise AutosegError(
             f"{folder} holds no model of nnU-Net v2; expected a folder with {PLANS}, {DATASET} and "
             f"fold_0/{FINAL}, or one that holds such folders"
         )
     return sorted(found, key=lambda t: (t.configuration, t.trainer, t.plans))
+
+
+def no_checkpoint(wanted: str, others: Collection[str]) -> str:
+    """What to tell of a model that has no checkpoint of the wanted name, but `others`."""
+    if not others:
+        return f"holds no fold_*/{wanted}; name a folder, or copy it again with its checkpoints"
+    there = ", ".join(sorted(others))
+    return f"holds no fold_*/{wanted}; there is {there}: name it with --checkpoint"
 
 
 def _with_plans(folder: Path, deeper: int) -> Iterator[Path]:
@@ -92,34 +103,46 @@ def chosen_of(
 ) -> tuple[list[Trained], Path | None]:
     """The models that speak together, and the file of their postprocessing where there is one.
 
-    `wanted` names configurations; else what nnU-Net's own choice names, else the only one. Raises
-    AutosegError listing what there is.
+    `wanted` names configurations, or folders where one configuration is there several times; else
+    what nnU-Net's own choice names, else the only one. Raises AutosegError listing what there is.
     """
     if wanted:
-        return [_named(found, name) for name in wanted], _postprocessing(found, folder, wanted)
-    if len(found) == 1:
-        return list(found), _beside(found[0])
-    best = _best(found, folder)
-    if best:
-        names = [one.configuration for one in best]
-        return best, _postprocessing(best, folder, names)
-    first = [t for t in found if t.configuration != "3d_lowres"]
+        chosen = [_named(found, folder, name) for name in dict.fromkeys(wanted)]
+    else:
+        chosen = list(found) if len(found) == 1 else _best(found, folder)
+    if chosen:
+        return chosen, _postprocessing(chosen, folder)
+    words = [_word(one, found, folder) for one in found]
+    first = next((w for w in words if not w.endswith("3d_lowres")), words[0])
     raise AutosegError(
-        f"{folder} holds {len(found)} models: {', '.join(t.title for t in found)}; choose with "
-        f"-c, as -c {(first or list(found))[0].configuration}"
+        f"{folder} holds {len(found)} models: {', '.join(words)}; choose one with -c, as -c {first}, "
+        "or several that are averaged"
     )
 
 
-def _named(found: Sequence[Trained], name: str) -> Trained:
-    hits = [t for t in found if t.configuration == name]
-    if len(hits) != 1:
-        several = "; ".join(t.folder.name for t in hits)
+def _word(one: Trained, found: Sequence[Trained], folder: Path) -> str:
+    """How a model is called where it is to be told from the others: the shortest of its names."""
+    every = [_names(other, folder) for other in found]
+    own = _names(one, folder)
+    return next((w for w in own if w and sum(w in names for names in every) == 1), own[-1])
+
+
+def _names(one: Trained, folder: Path) -> tuple[str, str, str]:
+    """Its configuration, the name of its folder, and where that lies."""
+    place = one.folder.relative_to(folder) if one.folder.is_relative_to(folder) else one.folder
+    return one.configuration, one.folder.name, place.as_posix()
+
+
+def _named(found: Sequence[Trained], folder: Path, name: str) -> Trained:
+    hits = [one for one in found if name in _names(one, folder)]
+    if len(hits) == 1:
+        return hits[0]
+    words = [_word(one, found, folder) for one in hits or found]
+    if hits:
         raise AutosegError(
-            f"{name} is there {len(hits)} times: {several}; name one of these folders"
-            if hits
-            else f"there is no trained {name!r}" + nearest(name, [t.configuration for t in found])
+            f"{name} is there {len(hits)} times; choose with -c one of: {', '.join(words)}"
         )
-    return hits[0]
+    raise AutosegError(f"there is no trained {name!r}{nearest(name, words)}")
 
 
 def _best(found: Sequence[Trained], folder: Path) -> list[Trained]:
@@ -137,9 +160,8 @@ def _best(found: Sequence[Trained], folder: Path) -> list[Trained]:
     return best if isinstance(models, list) and len(best) == len(models) else []
 
 
-def _postprocessing(found: Sequence[Trained], folder: Path, names: Sequence[str]) -> Path | None:
+def _postprocessing(chosen: Sequence[Trained], folder: Path) -> Path | None:
     """The postprocessing of one model, or of an ensemble of two."""
-    chosen = [t for t in found if t.configuration in names]
     if len(chosen) == 1:
         return _beside(chosen[0])
     parts = {f"{t.trainer}__{t.plans}__{t.configuration}" for t in chosen}
@@ -182,17 +204,13 @@ def stage_of(one: Trained, name: str, found: Sequence[Trained]) -> Trained:
 def is_foreign(path: Path) -> bool:
     """Whether a folder or a zip looks like a model of nnU-Net: there is a plans.json in it."""
     if path.is_dir():
-        return any(next(path.glob(where), None) for where in ("plans.json", "*/plans.json"))
+        return any(next(path.glob(where), None) for where in (PLANS, f"*/{PLANS}"))
     if not path.is_file():
         return False
     try:
-        with (
-            open(path, "rb", buffering=0) as raw,
-            BoundedFile(raw, path.stat().st_size, DIRECTORY_LIMIT) as bounded,
-            zipfile.ZipFile(bounded) as archive,
-        ):
-            return any(PurePosixPath(name).name == "plans.json" for name in archive.namelist())
-    except (OSError, *DAMAGE):
+        with archive_in(path) as (archive, _):
+            return any(PurePosixPath(name).name == PLANS for name in archive.namelist())
+    except (AutosegError, *DAMAGE):
         return False
 
 
@@ -203,18 +221,22 @@ def unpack_model(path: Path, into: Path, checkpoint: str) -> None:
     that swell absurdly or are longer than they say.
     """
     try:
-        with (
-            explaining(path, "read"),
-            open(path, "rb", buffering=0) as raw,
-            BoundedFile(raw, path.stat().st_size, DIRECTORY_LIMIT) as bounded,
-            zipfile.ZipFile(bounded) as archive,
-        ):
+        with archive_in(path) as (archive, length):
             infos = archive.infolist()
             if len(infos) > MOST_ENTRIES:
                 _refuse(path, f"it holds {len(infos)} files")
+            if any(PurePosixPath(info.filename).name == "data.pkl" for info in infos):
+                raise AutosegError(
+                    f"{path} is a checkpoint alone; give the folder above its fold, with {PLANS}"
+                )
             taken = [info for info in infos if _is_needed(info, path, checkpoint)]
+            others = {p.name for p in map(_checkpoint_place, infos) if p is not None}
+            if others and checkpoint not in others:
+                raise AutosegError(f"{path} {no_checkpoint(checkpoint, others)}")
             if len({info.filename.lower() for info in taken}) != len(taken):
                 _refuse(path, "two of its files have one name")
+            if sum(info.compress_size for info in taken) > length:
+                _refuse(path, "its files overlap, so that it would swell when it is unpacked")
             _fits(path, into, sum(info.file_size for info in taken))
             for info in taken:
                 _unpacked(archive, info, into, path)
@@ -222,6 +244,13 @@ def unpack_model(path: Path, into: Path, checkpoint: str) -> None:
         raise AutosegError(
             f"{path} is no zip, or a damaged one ({str(error)[:100]}); copy or download it again"
         ) from error
+
+
+def _checkpoint_place(info: zipfile.ZipInfo) -> PurePosixPath | None:
+    """The name of an entry that is the checkpoint of a fold."""
+    place = PurePosixPath(info.filename)
+    held = place.match("*.pth") and FOLD.fullmatch(place.parent.name) is not None
+    return place if held else None
 
 
 def _refuse(path: Path, found: str) -> None:

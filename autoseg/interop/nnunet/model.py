@@ -6,6 +6,7 @@ Nothing of it is run. Whatever of nnU-Net's pipeline cannot be done here is refu
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from autoseg.interop.nnunet.folder import (
     PLANS,
     Trained,
     chosen_of,
+    no_checkpoint,
     stage_of,
     trained_in,
 )
@@ -78,6 +80,7 @@ def model_from(folder: Path, into: Path, name: str | None, wanted: Wanted) -> Mo
     steps: tuple[Step, ...] = ()
     if cleaning is not None and wanted.postprocessing:
         steps = _steps(cleaning, first.plans.labels)
+    _tell(cleaning, steps, wanted)
     return ModelSpec(
         name=name or first.plans.name,
         dataset=first.plans.name,
@@ -91,6 +94,14 @@ def model_from(folder: Path, into: Path, name: str | None, wanted: Wanted) -> Mo
         spacing_ranges_mm=_spacings(first),
         version=f"{__version__}, imported from nnU-Net v2",
     )
+
+
+def _tell(cleaning: Path | None, steps: Sequence[Step], wanted: Wanted) -> None:
+    """Say what becomes of the postprocessing that nnU-Net would need another command for."""
+    if cleaning is not None and not wanted.postprocessing:
+        log.info("nnU-Net's postprocessing is left out (--raw)")
+    for step in steps:
+        log.info("taken from nnU-Net's postprocessing, done by `predict`: %s", step.phrase)
 
 
 class _Reading:
@@ -146,10 +157,17 @@ def weights_of(checkpoint: Checkpoint, configuration: Configuration) -> dict[str
     forms, names = tensor_forms(spec), foreign_names(spec)
     found = {}
     with tensors_of(checkpoint) as tensors:
+        numbers = sum(prod(forms[ours][1]) for ours, name in names.items() if _is_kept(name))
+        if numbers > tensors.length:
+            # weights that share numbers would fill the memory from a small file
+            raise AutosegError(
+                f"{checkpoint.path} has {tensors.length} bytes, the network of plans.json {numbers} "
+                "weights; the checkpoint belongs to other plans"
+            )
         for ours, theirs in names.items():
             kind, shape = forms[ours]
             read = tensors.read(theirs, shape)
-            if read is None and not theirs.endswith(".bias"):
+            if read is None and _is_kept(theirs):
                 raise AutosegError(
                     f"{checkpoint.path} lacks the weight {theirs}"
                     + nearest(theirs, list(checkpoint.weights)[:2000])
@@ -164,6 +182,11 @@ def weights_of(checkpoint: Checkpoint, configuration: Configuration) -> dict[str
             found[ours] = torch.from_numpy(array)
     _refuse_left_over(checkpoint, set(names.values()))
     return found
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a weight is always in a checkpoint: convolutions built without biases have none."""
+    return not name.endswith(".bias")
 
 
 def _refuse_left_over(checkpoint: Checkpoint, used: set[str]) -> None:
@@ -181,10 +204,8 @@ def _folds(trained: Trained, wanted: Wanted) -> dict[str, Path]:
     """The checkpoints to take. Raises AutosegError if a fold that is asked for is not there."""
     there = trained.folds(wanted.checkpoint)
     if not there:
-        raise AutosegError(
-            f"{trained.folder} holds no fold_*/{wanted.checkpoint}; name another with --checkpoint, as "
-            "checkpoint_best.pth"
-        )
+        others = {p.name for p in trained.folder.glob("fold_*/*.pth")}
+        raise AutosegError(f"{trained.folder} {no_checkpoint(wanted.checkpoint, others)}")
     if not wanted.folds:
         # a network that saw all cases is one of its own, as for nnU-Net
         return {f: p for f, p in there.items() if f != "all"} or there
@@ -221,7 +242,7 @@ def _steps(path: Path, labels: LabelSet) -> tuple[Step, ...]:
     for name, options in zip(names, arguments, strict=False):
         of = _structure(options.get("labels_or_regions"), labels)
         if not name.endswith(KEEPS_LARGEST) or of is None or options.get("background_label", 0):
-            log.warning("a step of the postprocessing in %s is left out: %s", path, name[:80])
+            log.warning("a step of nnU-Net's postprocessing is left out: %s", name[:80])
             continue
         steps.append(KeepLargest(of=of))
     return tuple(steps)

@@ -131,7 +131,7 @@ def _stages(
     """Depth, kernel, width and stride of each level of the encoder."""
     count = said.get("n_stages")
     if not isinstance(count, int) or not 2 <= count <= MOST_STAGES:
-        raise PlanError(f"{where}: n_stages is {_short(count)}; expected 2 to {MOST_STAGES}")
+        raise PlanError(f"{where}: n_stages is {shown(count)}; expected 2 to {MOST_STAGES}")
     axes = 2 if "2d" in str(said.get("conv_op")) else 3
     kernels = _per_axis(said, "kernel_sizes", count, axes, where)
     strides = _per_axis(said, "strides", count, axes, where)
@@ -142,9 +142,9 @@ def _stages(
     return list(zip(depths, kernels, widths, strides, strict=True))
 
 
-def _short(found: Any) -> str:
+def shown(found: Any) -> str:
     """A value of a stranger as a message may show it."""
-    return str(found)[:80] if isinstance(found, (str, int, float)) else type(found).__name__
+    return str(found)[:60] if isinstance(found, (str, int, float)) else type(found).__name__
 
 
 def _per_stage(said: Mapping[str, Any], key: str, count: int, where: str) -> list[int]:
@@ -155,7 +155,7 @@ def _per_stage(said: Mapping[str, Any], key: str, count: int, where: str) -> lis
         or len(each) != count
         or any(type(n) is not int or n < 1 for n in each)
     ):
-        raise PlanError(f"{where}: {key} is {_short(found)}; expected {count} whole numbers")
+        raise PlanError(f"{where}: {key} is {shown(found)}; expected {count} whole numbers")
     return list(each)
 
 
@@ -165,7 +165,7 @@ def _per_axis(
     found = said.get(key)
     each = [found] * count if isinstance(found, int) else found
     if not isinstance(each, Sequence) or len(each) != count:
-        raise PlanError(f"{where}: {key} is {_short(found)}; expected {count} times {axes} numbers")
+        raise PlanError(f"{where}: {key} is {shown(found)}; expected {count} times {axes} numbers")
     return [
         [one] * axes if isinstance(one, int) else _per_stage({key: one}, key, axes, where)
         for one in each

@@ -110,7 +110,7 @@ def plan(
         "plans_name": plans_name,
         "original_median_spacing_after_transp": [float(median_mm[axis]) for axis in order],
         "original_median_shape_after_transp": [round(float(median_vox[axis])) for axis in order],
-        "image_reader_writer": _reader(dataset),
+        "image_reader_writer": _reader(dataset, 2 if median_vox[0] == 1 else 3),
         "transpose_forward": list(order),
         "transpose_backward": list(grid.inverse_order(order)),
         "configurations": _configurations(decided, plans_name),
@@ -160,12 +160,14 @@ def _numbers(fingerprint: Mapping[str, Any], dataset: Mapping[str, Any]) -> nnun
     )
 
 
-def _reader(dataset: Mapping[str, Any]) -> str:
+def _reader(dataset: Mapping[str, Any], dimensions: int) -> str:
     """The class with which nnU-Net would read the images."""
     wish = str(dataset.get("overwrite_image_reader_writer", "None"))
-    if wish in {*READERS.values(), "NibabelIOWithReorient"}:
+    if wish in {*READERS.values(), "NibabelIOWithReorient", "SimpleITKIOWithReorient"}:
         return wish
     ending = str(dataset["file_ending"])
+    if dimensions == 3 and ending.lower() == ".tif":
+        return "Tiff3DIO"
     if ending.lower() not in READERS:
         raise AutosegError(
             f"nnU-Net has no reader for {ending!r} (file_ending in dataset.json); "

@@ -13,7 +13,7 @@ from autoseg.documents.labels import LabelSet, parse_labels
 from autoseg.documents.plan import Configuration, Plan
 from autoseg.errors import AutosegError, PlanError, nearest
 from autoseg.files import explaining, read_json
-from autoseg.interop.nnunet.network import architecture_in, kind_of, network_of
+from autoseg.interop.nnunet.network import architecture_in, kind_of, network_of, shown
 from autoseg.interop.nnunet.plan import SCHEMES
 
 log = logging.getLogger(__name__)
@@ -41,16 +41,12 @@ def read_object(path: Path) -> dict[str, Any]:
             raise AutosegError(f"{path} has more than {LONGEST} bytes; nnU-Net's files are smaller")
     try:
         found = read_json(path)
-    except RecursionError as error:
-        raise AutosegError(f"{path} is no JSON of nnU-Net: brackets inside brackets") from error
+    except (RecursionError, ValueError) as error:
+        # brackets inside brackets, and numbers of thousands of digits
+        raise AutosegError(f"{path} is no JSON of nnU-Net: {str(error)[:80]}") from error
     if not isinstance(found, dict):
         raise AutosegError(f"{path} holds no JSON object; give the file that nnU-Net wrote")
     return found
-
-
-def _short(found: Any) -> str:
-    """A value of a stranger as a message may show it."""
-    return str(found)[:60] if isinstance(found, (str, int, float)) else type(found).__name__
 
 
 class NNUNetPlans:
@@ -333,13 +329,13 @@ def _augmentation(patch: Sequence[int], mirror_axes: Sequence[int]) -> dict[str,
 def _sizes(said: Mapping[str, Any], key: str, where: str) -> list[int]:
     found = said.get(key)
     if not isinstance(found, list) or len(found) not in (2, 3):
-        raise PlanError(f"{where}: {key} is {_short(found)}; expected 2 or 3 numbers")
+        raise PlanError(f"{where}: {key} is {shown(found)}; expected 2 or 3 numbers")
     return [int(_number(n, key, where)) for n in found]
 
 
 def _lengths(found: Any, count: int | None, what: str, where: str) -> tuple[float, ...]:
     if not isinstance(found, list) or len(found) not in ((2, 3) if count is None else (count,)):
-        raise PlanError(f"{where}: {what} is {_short(found)}; expected lengths in mm")
+        raise PlanError(f"{where}: {what} is {shown(found)}; expected lengths in mm")
     lengths = tuple(_number(n, what, where) for n in found)
     if min(lengths) <= 0:
         raise PlanError(f"{where}: {what} is {lengths}; lengths are positive")
@@ -349,14 +345,14 @@ def _lengths(found: Any, count: int | None, what: str, where: str) -> tuple[floa
 def _number(found: Any, what: str, where: str) -> float:
     # written so that NaN is refused as well
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) <= 1e12:
-        raise PlanError(f"{where}: {what} is {_short(found)}; expected a number")
+        raise PlanError(f"{where}: {what} is {shown(found)}; expected a number")
     return float(found)
 
 
 def _order(found: Any, where: str) -> tuple[int, int, int]:
     if not isinstance(found, list) or sorted(map(str, found)) != ["0", "1", "2"]:
         raise PlanError(
-            f"{where}: transpose_forward is {_short(found)}; expected 0, 1, 2 in some order"
+            f"{where}: transpose_forward is {shown(found)}; expected 0, 1, 2 in some order"
         )
     a, b, c = (int(axis) for axis in found)
     return (a, b, c)

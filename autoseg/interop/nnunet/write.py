@@ -19,10 +19,11 @@ from autoseg.documents.networks.sentence import UNetSpec
 from autoseg.documents.plan import SEPARATE_Z_ABOVE, Configuration, Preparation
 from autoseg.errors import AutosegError, PlanError
 from autoseg.files import replacing_folder, sha256_file, write_json
-from autoseg.interop.nnunet.folder import DATASET, FINAL, PLANS
+from autoseg.interop.nnunet.commands import INSTRUCTIONS, commands
+from autoseg.interop.nnunet.folder import DATASET, FINAL, INFORMATION, PLANS
 from autoseg.interop.nnunet.network import aliases, architecture_of, foreign_names
+from autoseg.interop.nnunet.plan import PLANNERS, SCHEMES
 from autoseg.interop.nnunet.plan import READERS as READER_OF
-from autoseg.interop.nnunet.plan import SCHEMES
 from autoseg.interop.nnunet.read import BACKWARDS, NOTHING, SPLINE
 from autoseg.learn.weights import load_weights
 from autoseg.nets.build import build
@@ -34,6 +35,8 @@ TRAINER = "nnUNetTrainer"
 EPOCHS = 1000
 TURNING = {".nii.gz": "NibabelIOWithReorient", ".nii": "NibabelIOWithReorient"}
 """Readers that turn scans to RAS, by the ending of the files; SimpleITK's for the others."""
+LOSSY = (".jpg", ".jpeg")
+PICTURES = (".tif", ".tiff", *LOSSY)
 STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
@@ -55,24 +58,36 @@ def write_model(
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise AutosegError(f"{output} exists; name another folder, or replace it with --overwrite")
     written = Written(spec, ending, orientation)
-    folders: list[str] = []
+    places = {title: output / name for title, name in written.folders.items()}
+    said = commands(spec, places)
     with replacing_folder(output) as half:
-        for member in spec.every_member():
-            name = f"{TRAINER}__{plans_name(member)}__{member.name}"
-            if name in folders:
-                continue
-            folders.append(name)
-            (half / name).mkdir()
+        for title, member in written.members.items():
+            home = half / written.folders[title]
+            home.mkdir()
             plans = written.plans(plans_name(member))
-            write_json(half / name / PLANS, plans)
-            write_json(half / name / DATASET, written.dataset)
+            write_json(home / PLANS, plans)
+            write_json(home / DATASET, written.dataset)
             for weights in member.weights:
-                place = half / name / f"fold_{weights.fold}" / FINAL
+                place = home / f"fold_{weights.fold}" / FINAL
                 place.parent.mkdir()
                 torch.save(_checkpoint(member, weights, folder, plans, written.dataset), place)
+        if len(places) > 1:
+            write_json(half / INFORMATION, written.information)
+        text = "\n".join([*(f"# {line}" for line in written.lost()), *said])
+        (half / INSTRUCTIONS).write_text(f"{text}\n", encoding="utf-8")
     for line in written.lost():
         log.warning("%s", line)
-    return [output / name for name in folders]
+    log.info("to predict with nnU-Net, as %s says:", output / INSTRUCTIONS)
+    for line in said:
+        log.info("  %s", line)
+    return list(places.values())
+
+
+def _planner(c: Configuration) -> str:
+    """nnU-Net's planner of such networks; it reads no more than the name from it."""
+    preset = c.network.preset
+    usual = "resenc_m" if preset.startswith("resenc") else "plain"
+    return PLANNERS.get(preset, PLANNERS[usual])[0]
 
 
 def plans_name(member: Member) -> str:
@@ -85,41 +100,63 @@ class Written:
     """What a model's documents become."""
 
     def __init__(self, spec: ModelSpec, ending: str, orientation: str | None) -> None:
-        self.spec, self.ending = spec, ending
-        axes = {m.configuration.preparation.axes for m in spec.every_member()}
-        if len(axes) > 1:
-            raise AutosegError(
-                f"the members have the axes {' and '.join(sorted(axes))}; export one"
-            )
-        self.reader, self.order = reader_and_order(axes.pop(), ending, orientation)
+        self.spec = spec
+        self.lossy = ending.lower() in LOSSY
+        self.ending = ".png" if self.lossy else ending
+        self.members: dict[str, Member] = {}
+        self.folders: dict[str, str] = {}
         self.configurations: dict[str, dict[str, Any]] = {}
+        self.firsts: dict[str, Member] = {}
         for member in spec.every_member():
-            known = self.configurations.setdefault(plans_name(member), {})
-            known[member.name] = configuration_as(member.name, member.configuration)
-        for known in self.configurations.values():
-            for name, said in known.items():
-                before = said.get("previous_stage")
-                if before is not None:
-                    known[before]["next_stage"] = name
+            self._take(member)
+        self.readers = {
+            name: reader_and_order(
+                first.configuration.preparation.axes, ending, orientation, spec.dimensions
+            )
+            for name, first in self.firsts.items()
+        }
+        if len({reader for reader, _ in self.readers.values()}) > 1:
+            raise PlanError(
+                "nnU-Net would read the scans of some members turned and of others as stored, and "
+                "cannot average these; export one with -c"
+            )
+
+    def _take(self, member: Member) -> None:
+        """Keep what is written of a member; one that is a stage and speaks as well is there once."""
+        known, name = self.members.get(member.title), plans_name(member)
+        folder = f"{TRAINER}__{name}__{member.name}"
+        if known is not None and known.weights == member.weights:
+            return
+        if folder in self.folders.values():
+            raise PlanError(f"two members would both be {folder} in nnU-Net; export one with -c")
+        self.members[member.title], self.folders[member.title] = member, folder
+        first = self.firsts.setdefault(name, member).configuration.preparation.axes
+        own = member.configuration.preparation.axes
+        if own != first:
+            raise PlanError(f"the members of {name} have the axes {first} and {own}; export one")
+        group = self.configurations.setdefault(name, {})
+        group[member.name] = configuration_as(member.name, member.configuration)
+        before = group[member.name].get("previous_stage")
+        if before is not None:
+            stage = self.spec.stage(before)
+            group.setdefault(before, configuration_as(before, stage.configuration))
+            group[before]["next_stage"] = member.name
 
     def plans(self, name: str) -> dict[str, Any]:
         """The plans.json of one plan."""
-        known = self.configurations[name]
-        first = self.spec.members[0].configuration
-        full = known.get("3d_fullres") or next(iter(known.values()))
+        known, (reader, order) = self.configurations[name], self.readers[name]
+        first = self.firsts[name].configuration
         median = [(low + high) / 2 for low, high in self.spec.spacing_ranges_mm]
         return {
             "dataset_name": self.spec.dataset,
             "plans_name": name,
             "original_median_spacing_after_transp": median,
             "original_median_shape_after_transp": list(first.median_shape_vox),
-            "image_reader_writer": self.reader,
-            "transpose_forward": list(self.order),
-            "transpose_backward": list(grid.inverse_order(self.order)),
+            "image_reader_writer": reader,
+            "transpose_forward": list(order),
+            "transpose_backward": list(grid.inverse_order(order)),
             "configurations": known,
-            "experiment_planner_used": "nnUNetPlannerResEncM"
-            if "Residual" in full["architecture"]["network_class_name"]
-            else "ExperimentPlanner",
+            "experiment_planner_used": _planner(first),
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {
                 str(channel): _statistics(scale.model_dump())
@@ -138,25 +175,32 @@ class Written:
             "name": self.spec.dataset,
         }
 
+    @property
+    def information(self) -> dict[str, Any]:
+        """Which models speak together, where nnU-Net's own choice would stand."""
+        chosen = [
+            {"configuration": m.name, "trainer": TRAINER, "plans_identifier": plans_name(m)}
+            for m in self.spec.members
+        ]
+        return {"best_model_or_ensemble": {"selected_model_or_models": chosen}}
+
     def lost(self) -> Iterator[str]:
         """What of the model nnU-Net has to be told, or cannot do."""
+        if self.lossy:
+            yield "nnU-Net takes no jpg: convert pictures to .png"
         for step in self.spec.postprocessing:
             yield f"nnU-Net does not do the postprocessing by itself: {step.phrase}"
         for member in self.spec.every_member():
             predict = member.configuration.predict
-            if predict.tile_step != 0.5:
-                yield f"{member.name}: predict with -step_size {predict.tile_step:g}"
             if predict.whole_up_to or predict.sigma_scale != 0.125:
                 yield f"{member.name}: nnU-Net weighs tiles in its own way; labels differ a little"
-        if len(self.spec.members) > 1:
-            yield "predict with each folder and --save_probabilities, then nnUNetv2_ensemble"
 
 
 def reader_and_order(
-    axes: str, ending: str, orientation: str | None
+    axes: str, ending: str, orientation: str | None, dimensions: int = 3
 ) -> tuple[str, tuple[int, int, int]]:
     """nnU-Net's reader and `transpose_forward` for a plan's axes. Raises PlanError for none."""
-    usual = READER_OF.get(ending.lower(), "SimpleITKIO")
+    usual = reader_of(ending, dimensions)
     if axes.startswith("stored"):
         letters = axes.partition(":")[2] or BACKWARDS["file"]
         return usual, _places(letters, BACKWARDS["file"])
@@ -174,6 +218,13 @@ def reader_and_order(
     if not picture:
         log.warning("nnU-Net will not turn scans: it segments those that are stored as %s", stored)
     return usual, _places(axes, stored[::-1])
+
+
+def reader_of(ending: str, dimensions: int) -> str:
+    """nnU-Net's reader of files with an ending; tif files are pictures or volumes."""
+    if ending.lower() in PICTURES:
+        return "NaturalImage2DIO" if dimensions == 2 else "Tiff3DIO"
+    return READER_OF.get(ending.lower(), "SimpleITKIO")
 
 
 def _places(letters: str, backwards: str) -> tuple[int, int, int]:

@@ -1,0 +1,14 @@
+"""One case measured for the fingerprint by autoseg: read, checked, measured."""
+
+from pathlib import Path
+
+from autoseg.documents.dataset import read_dataset
+from autoseg.stages.fingerprint import measure_case
+from bench.clock import asked, measured, tell
+
+given = asked()
+dataset, _ = read_dataset(Path(given["dataset"]))
+(found, problems), cost = measured(lambda: measure_case(dataset.cases[0], dataset))
+if found is None:
+    raise SystemExit(f"not measured: {problems}")
+tell(**cost, channels=len(found.channels))
