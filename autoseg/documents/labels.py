@@ -22,6 +22,12 @@ OUTSIDE = -1
 IGNORE = -2
 """The class index of voxels that nobody labelled: they count neither in training nor in scores."""
 
+UNKNOWN = -3
+"""Among class indices, what is no label's value."""
+
+AT_ONCE = 1 << 18
+"""So many voxels are looked up together."""
+
 IGNORED = "ignore"
 """The name that makes a label the ignore label, as in nnU-Net."""
 
@@ -120,18 +126,25 @@ class LabelSet(Document):
 
         Raises ValueError for a value that is not declared.
         """
-        classes = np.zeros(values.shape, np.int16)
-        known = np.zeros(values.shape, bool)
-        pairs = list(enumerate(self.values))
-        if self.ignore is not None:
-            pairs.append((IGNORE, self.ignore))
-        for index, value in pairs:
-            here = values == value
-            classes[here] = index
-            known |= here
-        if not known.all():
-            raise ValueError(f"undeclared label values {np.unique(values[~known])[:5].tolist()}")
-        return classes
+        numbers, indices = self._known()
+        flat = values.reshape(-1)
+        classes = np.empty(flat.shape, np.int16)
+        # each looked up once, however many labels there are
+        for start in range(0, flat.size, AT_ONCE):
+            part = flat[start : start + AT_ONCE].astype(np.int64)
+            at = np.minimum(np.searchsorted(numbers, part), len(numbers) - 1)
+            classes[start : start + AT_ONCE] = np.where(numbers[at] == part, indices[at], UNKNOWN)
+        unknown = classes == UNKNOWN
+        if unknown.any():
+            raise ValueError(f"undeclared label values {np.unique(flat[unknown])[:5].tolist()}")
+        return classes.reshape(values.shape)
+
+    def _known(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int16]]:
+        """The declared values, ascending, and their class indices."""
+        pairs = [(value, index) for index, value in enumerate(self.values)]
+        pairs += [] if self.ignore is None else [(self.ignore, IGNORE)]
+        found = np.array(sorted(pairs), np.int64)
+        return found[:, 0], found[:, 1].astype(np.int16)
 
     def to_values(self, classes: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Class indices (0, 1, …; outside and unlabelled count as background) as label values."""

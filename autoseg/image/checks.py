@@ -17,6 +17,7 @@ from autoseg.image.geometry import (
     direction_cosines,
     spacing_of,
 )
+from autoseg.image.matrices import slabs
 from autoseg.image.volume import Grid, Volume
 
 PLACE_TOLERANCE_VOX = 0.1
@@ -230,14 +231,16 @@ def check_label_integers(
 
 
 def _values_of(labels: NDArray[np.integer]) -> list[int]:
-    """The sorted distinct values; by counting where they span little, since sorting is slow."""
+    """The sorted distinct values; by marking where they span little, since sorting is slow."""
     if labels.size == 0:
         return []
     low, high = int(labels.min()), int(labels.max())
     if high - low > 2**16:
         return [int(value) for value in np.unique(labels)]
-    counts = np.bincount((labels - low).ravel(), minlength=1)
-    return [int(value) + low for value in np.flatnonzero(counts)]
+    seen = np.zeros(high - low + 1, dtype=bool)
+    for part in slabs(0, len(labels), labels[0].size):
+        seen[labels[part].astype(np.int64) - low] = True
+    return [int(value) + low for value in np.flatnonzero(seen)]
 
 
 def _mm(values: Sequence[float]) -> str:

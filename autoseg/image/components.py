@@ -11,13 +11,33 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-AT_ONCE = 1 << 22
+from autoseg.image.geometry import box_of
+
+AT_ONCE = 1 << 18
 """Voxels that are counted or looked up in one step, which takes eight bytes for each."""
 
 
 def component_sizes_vox(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The voxel counts of the components in the order in which a scan meets them; may be empty."""
     return _counts(_labelled(mask))[1:]
+
+
+def component_sizes_by_class(classes: NDArray[np.integer], count: int) -> list[NDArray[np.int64]]:
+    """The voxel counts of the components of each class 1 to `count` of a map (*S), in scan order.
+
+    All in one pass: `component_sizes_vox` of each class would look at every voxel once a class.
+    """
+    inside = box_of(classes > 0)
+    if inside is None:
+        return [np.zeros(0, np.int64)] * count
+    kept = np.maximum(classes[inside], 0)
+    labelled = _labelled(kept.astype(np.uint16), whole=False)
+    sizes = _counts(labelled)
+    owners = np.zeros(sizes.size, kept.dtype)
+    for slab in _slabs(labelled):
+        owners[labelled[slab].ravel()] = kept[slab].ravel()
+    owners[0] = 0
+    return [sizes[owners == number] for number in range(1, count + 1)]
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -72,13 +92,19 @@ def touching(parts: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.bo
 
 
 def _labelled(
-    mask: NDArray[np.bool_], connectivity: Literal[6, 26] = 26
+    mask: NDArray[np.bool_ | np.unsignedinteger],
+    connectivity: Literal[6, 26] = 26,
+    *,
+    whole: bool = True,
 ) -> NDArray[np.unsignedinteger]:
-    """Component numbers from 1, in scan order; 0 outside the mask."""
+    """Component numbers from 1, in scan order; 0 outside the mask.
+
+    Unless the mask counts as a `whole`, voxels of different values never belong together.
+    """
     # The empty border is for cc3d 4.1.1, which miscounts the room that it needs where an odd side
     # is full of single voxels ("maximum length exception" on [1, 0, 1]).
-    bordered = np.pad(np.asarray(mask, dtype=bool), (0, 1))
-    labelled = cc3d.connected_components(bordered, connectivity=connectivity, binary_image=True)
+    bordered = np.pad(np.asarray(mask, dtype=bool) if whole else mask, (0, 1))
+    labelled = cc3d.connected_components(bordered, connectivity=connectivity, binary_image=whole)
     return labelled[:-1, :-1, :-1]
 
 

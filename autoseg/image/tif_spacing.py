@@ -50,14 +50,22 @@ def _there(path: Path, *, labels: bool) -> Path | None:
 def with_spacing(header: Header, path: Path, case: str, *, labels: bool) -> Header:
     """The header of a tif file with the spacing that lies beside it, and what is wrong with that.
 
-    Without a JSON file, or where it says nothing of a spacing, the voxels count 1 mm. Raises
+    Without a JSON file (told of images), or where it says nothing of a spacing, voxels count 1 mm. Raises
     BadData for a file that cannot be read, or whose spacing is none.
     """
     if header.grid.dimensions == 2:
         return header
     beside = _there(path, labels=labels)
-    if beside is None:
+    if beside is None and labels:
         return header
+    if beside is None:
+        place = spacing_file(path)
+        what = "a tif volume says nothing of its spacing; 1 mm is taken"
+        fix = f"write {WANTED} into it, or nothing if the voxels are cubes of 1 mm"
+        unknown = Problem(
+            case, what, f"there is no {place.name} beside {path.name}", fix, fatal=False
+        )
+        return replace(header, problems=(*header.problems, unknown))
     try:
         if beside.stat().st_size > LONGEST:
             raise AutosegError(f"more than {LONGEST} bytes")

@@ -41,7 +41,7 @@ from autoseg.image.checks import (
     check_label_values,
     check_pair,
 )
-from autoseg.image.components import component_sizes_vox
+from autoseg.image.components import component_sizes_by_class
 from autoseg.image.geometry import nonzero_limits
 from autoseg.image.reading import read_header, read_image, read_labels
 from autoseg.image.tif_spacing import spacing_files
@@ -149,7 +149,9 @@ def _measures(
         spacing_mm=grid.spacing_mm,
         cropped_shape=(cropped[0], cropped[1], cropped[2]),
         channels=tuple(_channel(channel, foreground) for channel in image.array),
-        labels=tuple(_label(classes == k, voxel_mm3) for k in range(1, structures + 1)),
+        labels=tuple(
+            _label(sizes, voxel_mm3) for sizes in component_sizes_by_class(classes, structures)
+        ),
         ignored_vox=int(np.count_nonzero(classes[box] == IGNORE)),
     )
 
@@ -189,9 +191,9 @@ def evenly_spaced_quantiles(values: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     return np.where(share < 0.5, low + gap * share, high - gap * (1 - share))
 
 
-def _label(mask: npt.NDArray[np.bool_], voxel_mm3: float) -> LabelMeasure:
-    voxels = int(np.count_nonzero(mask))
-    sizes = np.asarray(component_sizes_vox(mask)) if voxels else np.zeros(0)
+def _label(sizes: npt.NDArray[np.int64], voxel_mm3: float) -> LabelMeasure:
+    """What is measured of a structure whose components have these voxels."""
+    voxels = int(sizes.sum())
     some = sizes.size > 0
     return LabelMeasure(
         voxels=voxels,

@@ -8,6 +8,7 @@ import torch
 
 from autoseg.documents.plan import Training
 from autoseg.documents.presets.table import network_spec
+from autoseg.learn.device import pick_device
 from autoseg.learn.trial import trial_step
 from autoseg.learn.variants import Variant, candidates, fastest, measure
 from autoseg.nets.build import build
@@ -20,7 +21,7 @@ axes = len(patch)
 strides = [(1,) * axes, *[(2,) * axes] * (len(given["features"]) - 1)]
 spec = network_spec("plain", channels, classes, given["features"], strides,
                     [(3,) * axes] * len(strides))  # fmt: skip
-device = torch.device(given["device"])
+device = pick_device(given["device"])  # as `autoseg train`: freed memory is kept
 train = Training(steps=1, batch_size=given["batch"], supervision=spec.output_weights)
 
 

@@ -106,6 +106,18 @@ def test_an_undeclared_value_has_no_class() -> None:
         PLAIN.to_classes(np.array([0, 1, 4, 5]))
 
 
+@pytest.mark.parametrize("kind", ["u1", "i1", "u2", "i2", "i4", "u4", "i8", "u8"])
+def test_values_of_every_type_are_looked_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoseg.documents.labels.AT_ONCE", 7)
+    drawn = np.random.default_rng(0).choice(np.array([0, 4, 7], kind), (3, 4, 5)).transpose(2, 0, 1)
+    classes = PLAIN.to_classes(drawn)
+    wanted = {value: index for index, value in enumerate(PLAIN.values)}
+    assert classes.tolist() == np.vectorize(wanted.get)(drawn).tolist()
+    for strange in (np.iinfo(kind).max, np.iinfo(kind).min or 9):
+        with pytest.raises(ValueError, match=f"undeclared label values .{strange}."):
+            PLAIN.to_classes(np.array([0, strange, 7], kind))
+
+
 @given(st.sets(st.integers(1, 300), min_size=1, max_size=6), st.booleans())
 def test_values_and_classes_are_each_others_inverse(values: set[int], ignored: bool) -> None:
     declared = {"background": 0, **{f"s{v}": v for v in values}}

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from autoseg.image import components
 from autoseg.image.components import (
+    component_sizes_by_class,
     component_sizes_vox,
     drop_small,
     holes,
@@ -32,6 +33,19 @@ def test_components_are_scipys(seed: int, shape: tuple[int, int, int], share: fl
     kept = drop_small(mask, 6.0, (1.0, 1.0, 2.0))
     expected = np.isin(labelled, [n for n, size in enumerate(sizes, 1) if size * 2.0 >= 6.0])
     np.testing.assert_array_equal(kept, expected & mask)
+
+
+@given(st.integers(0, 10_000), shapes, st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_all_classes_at_once_are_each_by_itself(
+    seed: int, shape: tuple[int, int, int], most: int
+) -> None:
+    """Also below zero (nobody labelled, outside), above the count, and in views."""
+    classes = np.random.default_rng(seed).integers(-2, most + 2, shape[::-1]).astype(np.int16).T
+    found = component_sizes_by_class(classes, most)
+    assert len(found) == most
+    for number, sizes in enumerate(found, 1):
+        assert sizes.tolist() == component_sizes_vox(classes == number).tolist()
 
 
 def test_corners_connect_in_a_slice() -> None:

@@ -63,8 +63,11 @@ def test_an_image_whose_digits_are_no_channel_is_found_by_its_whole_name(tmp_pat
 
 def test_without_a_file_voxels_count_one_millimetre(tmp_path: Path) -> None:
     path = tif(tmp_path / "a_0000.tif")
-    volume, problems = read_image([path], "stored")
-    assert (volume.spacing_mm, problems, spacing_files([path])) == ((1.0, 1.0, 1.0), [], [])
+    volume, (problem,) = read_image([path], "stored")
+    assert (volume.spacing_mm, spacing_files([path])) == ((1.0, 1.0, 1.0), [])
+    assert (problem.fatal, problem.found) == (False, "there is no a.json beside a_0000.tif")
+    labels, problems = read_labels(path, "stored")
+    assert (labels.spacing_mm, problems) == ((1.0, 1.0, 1.0), [])
 
 
 def test_a_file_of_another_program_is_told_and_left(tmp_path: Path) -> None:
