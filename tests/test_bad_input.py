@@ -520,7 +520,17 @@ def test_a_failing_scan_does_not_end_the_others(shell, trained: Path, tmp_path: 
     assert said.code == 2
     assert "phantom_007" in said.err
     assert "ends early" in said.err
+    assert "1 label map written" in said.err
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["phantom_008.nii.gz"]
+
+
+def test_label_maps_of_other_cases_are_told_together(shell, trained: Path, tmp_path: Path) -> None:
+    found = Path(shutil.copytree(trained / RAW / "labelsTs", tmp_path / "found"))
+    for path in sorted(found.iterdir()):
+        path.rename(path.with_name(path.name.replace("phantom_0", "phantom_1")))
+    said = shell("autoseg evaluate found -d 1")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "none of the" in said.err and "did you mean" not in said.err
 
 
 def test_label_maps_that_cannot_be_compared(shell, trained: Path, tmp_path: Path) -> None:

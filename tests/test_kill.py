@@ -309,7 +309,7 @@ def test_prediction_killed_and_repeated(start: Start, trained: Path, tmp_path: P
 def test_ctrl_c_ends_with_130_and_one_line(start: Start, trained: Path, tmp_path: Path) -> None:
     source = trained / "raw/Dataset001_Phantom/imagesTs/phantom_007_0000.nii.gz"
     (tmp_path / "in").mkdir()
-    for n in range(60):
+    for n in range(300):
         shutil.copy(source, tmp_path / "in" / f"scan_{n:02d}_0000.nii.gz")
     command = start("autoseg predict -i in -o out")
     until(lambda: len(list((tmp_path / "out").glob("[!.]*.nii.gz"))) >= 2, "two label maps")
@@ -317,7 +317,7 @@ def test_ctrl_c_ends_with_130_and_one_line(start: Start, trained: Path, tmp_path
     assert command.said.splitlines()[-1] == (
         "autoseg: stopped; the same command goes on where it was"
     )
-    assert 2 <= len(list((tmp_path / "out").glob("[!.]*.nii.gz"))) < 60
+    assert 2 <= len(list((tmp_path / "out").glob("[!.]*.nii.gz"))) < 300
     assert half_written(tmp_path / "out") == []
 
 

@@ -313,7 +313,9 @@ def _check_datasets_options(
     from autoseg.errors import AutosegError, nearest
 
     if does is None and action is not None and name is not None:
-        raise AutosegError(f"datasets cannot {action!r}" + nearest(action, ["fetch", "convert"]))
+        raise AutosegError(
+            f"datasets cannot {action!r}" + nearest(action, ["list", "show", "fetch", "convert"])
+        )
     if does is not None and name is None:
         raise AutosegError(f"`autoseg datasets {does}` needs the name of a dataset")
     useless = {

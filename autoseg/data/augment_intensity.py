@@ -177,19 +177,19 @@ def _bend(x: Tensor, power: float, inverted: bool) -> None:
     sign = -1.0 if inverted else 1.0
     scale = sign / (high - low).clamp(min=TINY)
     start = (high if inverted else low) - mean
-    middle = -start * scale
     # where the power takes the mean: the new mean is not far
-    near = middle.clamp(0.0, 1.0).pow(power)
+    near = (-start * scale).clamp(0.0, 1.0).pow(power)
     least = 10.0 ** (-30.0 / max(power, 1.0))
     squares, sums, new_squares = [], [], []
     for piece in _pieces(x):
         piece.sub_(mean)
-        squares.append(piece.dot(piece))
+        squares.append(_squares(piece))
+        # in this order the lowest becomes 0 exactly: a small power of what rounding leaves is large
+        piece.sub_(start).mul_(scale)
         # a power as the exponential of a multiple: three quick steps, but slow ones near 0
-        _stretch(piece, scale, middle)
         piece.clamp_(min=least).log_().mul_(power).exp_().sub_(near)
         sums.append(piece.sum())
-        new_squares.append(piece.dot(piece))
+        new_squares.append(_squares(piece))
     off = torch.stack(sums).sum() / x.numel()
     spread = (torch.stack(squares).sum() / x.numel()).sqrt()
     spread_now = (torch.stack(new_squares).sum() / x.numel() - off * off).clamp(min=0.0).sqrt()
@@ -197,6 +197,11 @@ def _bend(x: Tensor, power: float, inverted: bool) -> None:
     shift = mean - off * factor
     for piece in _pieces(x):
         _stretch(piece, factor, shift)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """The sum of squares, added up in pairs: one large square would swallow many small ones."""
+    return x.square().sum()
 
 
 def blur(images: Tensor, parameters: Drawn) -> None:

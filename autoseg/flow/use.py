@@ -138,6 +138,8 @@ def predictions(
     for problem in found.warnings:
         log.warning("%s: %s (%s)", problem.case, problem.what, problem.found)
     if found.failed:
+        for line in found.lines():
+            log.info(line)
         raise BadData(found.failed)
     return found
 

@@ -230,7 +230,9 @@ def cpu_recipe(
         chosen = Decision(
             chosen.value,
             f"{width} channels at the finest level: a step takes about {took:.2g} s on these "
-            f"cores, and {time_min:g} minutes should hold the {wanted:.0f} steps that a run needs.",
+            f"cores, and {time_min:g} minutes "
+            + ("should hold" if took <= limit_s else "hold less, even with so few, than")
+            + f" the {wanted:.0f} steps that a run needs.",
         )
     length = _core_length(minutes, took, round(MOST_VIEWS * cases / batch.value))
     if fixed.steps:

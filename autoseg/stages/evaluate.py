@@ -45,11 +45,15 @@ def pairs_of(predictions: Path, references: Mapping[str, Path]) -> dict[str, tup
     predicted = label_files(predictions)
     if not predicted:
         raise AutosegError(f"{predictions} holds no label map to evaluate")
-    for case in predicted:
-        if case not in references:
-            raise AutosegError(
-                f"{predicted[case]} has no reference{nearest(case, list(references))}"
-            )
+    without = [case for case in predicted if case not in references]
+    if len(without) == len(predicted) > 1:
+        # whose names are near is then another patient
+        raise AutosegError(
+            f"none of the {len(without)} label maps in {predictions} has a reference, as "
+            f"{predicted[without[0]].name}; name the folder of their references with -r"
+        )
+    for case in without:
+        raise AutosegError(f"{predicted[case]} has no reference{nearest(case, list(references))}")
     return {case: (path, references[case]) for case, path in predicted.items()}
 
 

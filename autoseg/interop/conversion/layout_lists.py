@@ -33,8 +33,9 @@ def msd(folder: Path) -> Draft:
     document = _object(path)
     if "training" not in document:
         raise AutosegError(
-            f'{path} has no "training", the list of cases of the decathlon; for a folder of '
-            "nnU-Net's layout use the kind nnunet_v1, for other lists monai"
+            f'{path} has no "training", the list of cases of the decathlon; a dataset of nnU-Net v2 '
+            "needs no conversion, only its place in raw/; for nnU-Net v1's use the kind nnunet_v1, "
+            "for other lists monai"
         )
     return _draft(document, path, folder, inside=True)
 
