@@ -104,16 +104,18 @@ class StepTimes:
 
 def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
     """Seconds of one training step of a network on all cores, as `train` would do it."""
+    from torch import device
+
     from autoseg.learn.trial import seconds_per_step, trial_step
     from autoseg.learn.variants import Variant, usable_cores
     from autoseg.nets.build import build
 
     train = Training(steps=1, batch_size=batch, supervision=network.output_weights, **CORE_TRAINING)
-    shape = (network.in_channels, *patch_vox)
+    shape, cpu = (network.in_channels, *patch_vox), device("cpu")
     # where others use the cores too, one thread can be faster than all
     variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]
     return min(
-        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v)
+        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v, cpu)
         for v in variants
     )
 

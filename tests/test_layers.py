@@ -16,6 +16,7 @@ ROWS = (
     ("errors",),
     ("files",),
     ("stage", "pool", "timing", "documents", "image", "workspace"),
+    ("device",),
     ("data", "nets", "learn", "infer"),
     ("rules",),
     ("costs", "models"),

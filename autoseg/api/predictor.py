@@ -40,11 +40,11 @@ class Predictor:
         root: Path | None = None,
     ) -> None:
         from autoseg.api.job import several
+        from autoseg.device import pick_device
         from autoseg.documents.onnx import is_onnx
         from autoseg.flow.ask import precision_of
         from autoseg.flow.choose import Wish, wished
         from autoseg.infer.resample import resampling_on
-        from autoseg.learn.device import pick_device
         from autoseg.models.members import narrowed
         from autoseg.models.segment import Segmenter
         from autoseg.workspace import open_workspace

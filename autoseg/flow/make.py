@@ -269,7 +269,7 @@ def fold(
     manner: "Manner | None" = None,
 ) -> tuple[Job, Dataset]:
     """The trained fold, with all that it needs; curves are drawn also when it stops half way."""
-    from autoseg.learn.device import pick_device
+    from autoseg.device import pick_device
     from autoseg.report.curves import draw_curves
     from autoseg.stages.train import train
 
@@ -349,7 +349,7 @@ def held_out_maps(job: Job, dataset: Dataset) -> dict[str, Path]:
 
 def validation(job: Job, dataset: Dataset, *, keep_probabilities: bool = False) -> Report:
     """The report on the fold's held-out cases; their label maps are predicted where they lack."""
-    from autoseg.learn.device import pick_device
+    from autoseg.device import pick_device
     from autoseg.stages.evaluate import evaluate
     from autoseg.stages.predict import predict_validation
 

@@ -146,7 +146,7 @@ def predictions(
 
 def _devices(device: str | None, workers: int) -> list["torch.device"]:
     """The device of each process. Raises AutosegError for one that is not there."""
-    from autoseg.learn.device import pick_device
+    from autoseg.device import pick_device
 
     names = device.split(",") if device else [None]
     if workers < 1:

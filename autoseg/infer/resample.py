@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.device import free_card_bytes, is_card
 from autoseg.image import resample
 from autoseg.image.resample import (
     ANISOTROPY_THRESHOLD,
@@ -20,7 +21,7 @@ from autoseg.image.resample import (
     blocks_of,
     checked_shape,
 )
-from autoseg.infer.together import ALONE, free_card_bytes
+from autoseg.infer.together import ALONE
 
 COPIES = 3
 """Of a channel on both grids: what comes in, what goes out, and one between."""
@@ -104,7 +105,7 @@ class OnDevice:
 
     def _make_sure_of(self, needed_bytes: int) -> None:
         """Raises OutOfMemoryError where networks that run meanwhile would be left too little."""
-        if self.device.type == "cuda" and needed_bytes > SHARE * free_card_bytes(self.device):
+        if is_card(self.device) and needed_bytes > SHARE * free_card_bytes(self.device):
             raise torch.OutOfMemoryError("the card is left to the networks")
 
 

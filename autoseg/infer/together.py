@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from autoseg.device import free_card_bytes, is_card, measured_on_card, release_card_memory
 from autoseg.errors import AutosegError
 from autoseg.pool import free_bytes
 
@@ -39,7 +40,7 @@ class Together:
 
     def __init__(self, device: torch.device | str, sample_bytes: int = 0) -> None:
         self.device = torch.device(device)
-        self.on_cores = self.device.type != "cuda"
+        self.on_cores = not is_card(self.device)
         scarce = self.on_cores and ON_CORES * sample_bytes > CORE_SHARE * free_bytes()
         self.first = ON_CORES if self.on_cores and not scarce else 1
         self._sizes: dict[tuple[int, ...], int] = {}
@@ -74,20 +75,11 @@ class Together:
             room = int(CARD_SHARE * free_card_bytes(self.device)) // max(1, each)
             self._sizes[shape] = max(1, min(most, room))
             return logits
-        torch.cuda.empty_cache()
+        release_card_memory()
         return None
 
 
 def _measured(device: torch.device, compute: Callable[[], Tensor]) -> tuple[Tensor, int]:
     """What is computed on a card, and the most bytes that it took beside what was there."""
     with ALONE:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        made = compute()
-        return made, torch.cuda.max_memory_allocated(device) - before
-
-
-def free_card_bytes(device: torch.device) -> int:
-    """What this process can still take of a card: free, or kept by torch and not in use."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + kept
+        return measured_on_card(device, compute)

@@ -17,12 +17,12 @@ from typing import Any, get_args
 
 import torch
 
+from autoseg.device import Precision
 from autoseg.documents.plan import Configuration
 from autoseg.errors import AutosegError
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.learn.variants import (
     Layout,
-    Precision,
     Timing,
     Variant,
     candidates,
@@ -181,7 +181,7 @@ def choose(
     choices = candidates(device.type, train.precision, train.layout, train.threads)
     if len(choices) == 1:
         return Choice(choices[0], (Timing(choices[0], None, "the only candidate"),), "fixed")
-    timings = measure(make_step, choices, seconds)
+    timings = measure(make_step, choices, seconds, device)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = Choice(fastest(timings), tuple(timings), "measured", now)
     if _complete(timings, choices):

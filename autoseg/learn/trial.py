@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from autoseg.device import synchronise
 from autoseg.documents.plan import Training
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import Loss, deeply, dice_ce
@@ -44,15 +45,17 @@ def trial_step(
     return step
 
 
-def seconds_per_step(step: Callable[[], object], variant: Variant, repeats: int = 3) -> float:
+def seconds_per_step(
+    step: Callable[[], object], variant: Variant, device: torch.device, repeats: int = 3
+) -> float:
     """The least time of a step after one to warm up: others' work on the machine only adds."""
     times = []
     with variant.pinned():
         step()
+        synchronise(device)
         for _ in range(repeats):
             start = time.perf_counter()
             step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronise(device)
             times.append(time.perf_counter() - start)
     return min(times)

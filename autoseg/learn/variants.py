@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from autoseg.device import Precision, synchronise
 from autoseg.errors import AutosegError
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["contiguous", "channels_last"]
 
 TIE = 0.03
@@ -114,6 +114,7 @@ def measure(
     make_step: Callable[[Variant], Callable[[], object]],
     candidates: Sequence[Variant],
     seconds: float,
+    device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """The best time of a step of every candidate, in their order, within about `seconds` in all.
@@ -128,22 +129,25 @@ def measure(
             continue
         share = (end - clock()) / (len(candidates) - index)
         with variant.pinned():
-            took = _best_step(make_step(variant), clock, clock() + share, 2 * best)
+            took = _best_step(make_step(variant), device, clock, clock() + share, 2 * best)
         best = min(best, took)
         timings.append(Timing(variant, took))
     return timings
 
 
 def _best_step(
-    step: Callable[[], object], clock: Callable[[], float], end: float, slow: float
+    step: Callable[[], object],
+    device: torch.device,
+    clock: Callable[[], float],
+    end: float,
+    slow: float,
 ) -> float:
     """The least seconds of a step after one to warm up; that one alone where it is hopeless."""
     times: list[float] = []
     while len(times) < 3 or clock() < end:
         start = clock()
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise(device)
         times.append(clock() - start)
         if times[-1] > slow or (len(times) > 1 and clock() >= end):
             break

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from autoseg.data.batches import Batches, BatchSpec, validation_batches
 from autoseg.data.store import StoredCases
+from autoseg.device import pick_device
 from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
 from autoseg.files import Lock, sweep
 from autoseg.infer.volume import patches_to_predict
-from autoseg.learn.device import pick_device
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, loss_of
 from autoseg.learn.manner import Manner
@@ -201,7 +201,7 @@ def _reserve(
     # noise, since zeros become denormal numbers on their way, which are many times slower
     image = torch.randn(1, configuration.network.in_channels, *patch, device=device)
     speak = variant.speaking(run.net.eval())
-    seconds = seconds_per_step(lambda: speak(image), variant)
+    seconds = seconds_per_step(lambda: speak(image), variant, device)
     return tiles * views * seconds * 1.15 + 0.08 * len(cases) + 3.0
 
 
@@ -376,7 +376,7 @@ def _seconds(spec: RunSpec, device: torch.device, variant: Variant, memory: Memo
     """Seconds of a step with its batch: as remembered, else measured now."""
     kept = memory.choice()
     known = kept.seconds if kept is not None and kept.variant == variant else None
-    return LOADING * (known or seconds_per_step(_trial(spec, device, variant), variant))
+    return LOADING * (known or seconds_per_step(_trial(spec, device, variant), variant, device))
 
 
 def _workers(wanted: int | None, device: torch.device) -> int:
@@ -401,7 +401,7 @@ def _set_deadline(
     """
     seconds = 0.0
     if run.step == 0:
-        seconds = seconds_per_step(_trial(spec, device, variant), variant) * LOADING
+        seconds = seconds_per_step(_trial(spec, device, variant), variant, device) * LOADING
         if clock.left() <= 0:
             raise AutosegError(
                 f"--time {clock.total_s:.0f} s is too short: start-up and the final validation "

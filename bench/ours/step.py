@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from autoseg.device import pick_device
 from autoseg.documents.plan import Training
 from autoseg.documents.presets.table import network_spec
-from autoseg.learn.device import pick_device
 from autoseg.learn.trial import trial_step
 from autoseg.learn.variants import Variant, candidates, fastest, measure
 from autoseg.nets.build import build
@@ -35,7 +35,7 @@ if given["layout"] == "fastest":
     kept = Path(given["remembered"])
     if not kept.exists():
         found = candidates(device.type, given["precision"])
-        chosen = fastest(measure(step_of, found, given["choose_s"]))
+        chosen = fastest(measure(step_of, found, given["choose_s"], device))
         kept.write_text(json.dumps(asdict(chosen)))
     variant = Variant(**json.loads(kept.read_text()))
 else:

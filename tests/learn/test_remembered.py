@@ -24,7 +24,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
     asked: list[float] = []
     seconds = {FAST: 0.5, SLOW: 1.0}
 
-    def measure(make_step, choices, limit):
+    def measure(make_step, choices, limit, device):
         asked.append(limit)
         return [Timing(v, seconds[v], "" if seconds[v] else "no time was left") for v in choices]
 

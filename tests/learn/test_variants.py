@@ -8,6 +8,8 @@ from autoseg.learn import variants
 from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
 from autoseg.nets.build import build
 
+CPU = torch.device("cpu")
+
 
 class Clock:
     """A clock that only `spend` moves."""
@@ -30,7 +32,7 @@ A, B, C = Variant(threads=1), Variant(layout="channels_last", threads=1), Varian
 
 def test_the_best_of_each_is_reported_and_the_fastest_chosen():
     clock, costs = Clock(), {A: 1.0, B: 0.5, C: 5.0}
-    timings = measure(lambda v: clock.spend(costs[v]), [A, B, C], 20, clock)
+    timings = measure(lambda v: clock.spend(costs[v]), [A, B, C], 20, CPU, clock)
     assert [t.seconds for t in timings] == [1.0, 0.5, 5.0]
     assert fastest(timings) == B
     assert clock.now < 20 + 5
@@ -43,14 +45,14 @@ def test_a_hopeless_variant_is_tried_once():
         step = clock.spend(costs[variant])
         return lambda: (tried.append(variant), step())
 
-    measure(make, [A, B], 30, clock)
+    measure(make, [A, B], 30, CPU, clock)
     assert tried.count(B) == 1
     assert tried.count(A) > 3
 
 
 def test_the_time_cap_leaves_the_rest_unmeasured_but_never_the_first():
     clock = Clock()
-    timings = measure(lambda v: clock.spend(10.0), [A, B, C], 1, clock)
+    timings = measure(lambda v: clock.spend(10.0), [A, B, C], 1, CPU, clock)
     assert [t.seconds for t in timings] == [10.0, None, None]
     assert timings[1].why == "no time was left to measure it"
     assert fastest(timings) == A

@@ -1,0 +1,178 @@
+"""On which device do networks run, and what does it offer? The one place that asks a card.
+
+A card's name, memory and capability, waiting for it and giving memory back: everything else asks
+here, and here alone is CUDA asked. So tests can put a simulated card, whose tensors are the CPU's,
+in the place of `driver` (docs/decisions/0022-devices.md).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import torch
+
+from autoseg.errors import AutosegError
+from autoseg.pool import keep_freed_memory
+
+T = TypeVar("T")
+Precision = Literal["float32", "bfloat16", "float16"]
+
+BFLOAT16_FROM = (8, 0)
+"""The first compute capability (Ampere) whose tensor cores multiply bfloat16; what older cards do
+with it is emulated and slow (CUDA C++ Programming Guide, table of arithmetic throughput)."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says of itself: its name, its memory in bytes and its compute capability."""
+
+    name: str
+    total_bytes: int
+    capability: tuple[int, int]
+
+    @property
+    def memory_gb(self) -> float:
+        """GiB, as in `--gpu-memory`."""
+        return self.total_bytes / 2**30
+
+    @property
+    def precision(self) -> Precision:
+        """The 16-bit floats that networks are trained and run in on this card."""
+        return "bfloat16" if self.capability >= BFLOAT16_FROM else "float16"
+
+
+class Driver(Protocol):
+    """What is asked of the cards of a machine. `Cuda` is the real one."""
+
+    def count(self) -> int:
+        """How many cards torch can use; 0 where there is none."""
+
+    def why_none(self) -> str:
+        """Why there is none, in words."""
+
+    def place(self, index: int) -> torch.device:
+        """Where the tensors of a card lie."""
+
+    def owns(self, device: torch.device) -> bool:
+        """Whether the tensors of `device` lie on a card."""
+
+    def facts(self, device: torch.device) -> CardFacts:
+        """What the card says of itself."""
+
+    def free_bytes(self, device: torch.device) -> int:
+        """What this process can still take: free, or kept by torch's allocator and not in use."""
+
+    def synchronise(self, device: torch.device) -> None:
+        """Wait until the card has done what it was given."""
+
+    def measured(self, device: torch.device, compute: Callable[[], T]) -> tuple[T, int]:
+        """What is computed, and the most bytes that it took beside what was there before."""
+
+    def release(self) -> None:
+        """Give what torch's allocator keeps, and does not use, back to other programs."""
+
+
+class Cuda:
+    """The cards that torch's CUDA sees."""
+
+    def count(self) -> int:
+        with warnings.catch_warnings():
+            # a driver that is too old is told by `why_none`
+            warnings.simplefilter("ignore")
+            return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    def why_none(self) -> str:
+        if torch.version.cuda is None and torch.version.hip is None:
+            return "this torch was built without CUDA"
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            told = (str(error).strip().splitlines() or ["no reason was given"])[0]
+            if "too old" in told or "insufficient" in told:
+                return f"the NVIDIA driver is too old for this torch ({told}); update the driver"
+            return f"CUDA cannot be used ({told})"
+        return "this torch sees no card"
+
+    def place(self, index: int) -> torch.device:
+        return torch.device("cuda", index)
+
+    def owns(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    def facts(self, device: torch.device) -> CardFacts:
+        found = torch.cuda.get_device_properties(device)
+        return CardFacts(found.name, int(found.total_memory), (found.major, found.minor))
+
+    def free_bytes(self, device: torch.device) -> int:
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+    def synchronise(self, device: torch.device) -> None:
+        torch.cuda.synchronize(device)
+
+    def measured(self, device: torch.device, compute: Callable[[], T]) -> tuple[T, int]:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        made = compute()
+        return made, torch.cuda.max_memory_allocated(device) - before
+
+    def release(self) -> None:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+
+driver: Driver = Cuda()
+"""Whom to ask; replaced by tests alone."""
+
+
+def is_card(device: torch.device) -> bool:
+    """Whether tensors there are a card's: steps are asynchronous, and memory is the card's own."""
+    return driver.owns(device)
+
+
+def card_facts(device: torch.device) -> CardFacts:
+    """What the card of `device` says of itself."""
+    return driver.facts(device)
+
+
+def free_card_bytes(device: torch.device) -> int:
+    """What this process can still take of a card's memory."""
+    return driver.free_bytes(device)
+
+
+def measured_on_card(device: torch.device, compute: Callable[[], T]) -> tuple[T, int]:
+    """What is computed on a card, and the most bytes that it took beside what was there."""
+    return driver.measured(device, compute)
+
+
+def release_card_memory() -> None:
+    """Give what torch keeps of cards and does not use back to other programs."""
+    driver.release()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a card; returns at once on the CPU."""
+    if driver.owns(device):
+        driver.synchronise(device)
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """The device asked for, else the first card, else the CPU. Raises AutosegError."""
+    keep_freed_memory()
+    if wanted in (None, "auto"):
+        return driver.place(0) if driver.count() else torch.device("cpu")
+    try:
+        device = torch.device(str(wanted))
+    except RuntimeError:
+        raise AutosegError(f"--device {wanted!r} is unknown; use cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise AutosegError(f"--device {wanted}: autoseg computes on cpu and cuda alone")
+    if device.type == "cpu":
+        return device
+    count = driver.count()
+    if not count:
+        raise AutosegError(f"--device {wanted}: {driver.why_none()}; use --device cpu")
+    if (device.index or 0) >= count:
+        raise AutosegError(f"--device {wanted}: there are {count} cards, from cuda:0 on")
+    return driver.place(device.index or 0)

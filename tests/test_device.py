@@ -1,0 +1,83 @@
+"""Where networks are computed, what a card says of itself, and what is said of places that are none."""
+
+import pytest
+import torch
+
+from autoseg import device
+from autoseg.device import CardFacts, Cuda, card_facts, is_card, pick_device, synchronise
+from autoseg.errors import AutosegError
+from tests.card import AMPERE, TURING, Memory, card, simulated
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [("mps", "cpu and cuda alone"), ("meta", "cpu and cuda alone"), ("gpu", "is unknown")],
+)
+def test_other_devices_are_refused(wanted: str, told: str) -> None:
+    with pytest.raises(AutosegError, match=told):
+        pick_device(wanted)
+
+
+def test_a_card_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(AutosegError, match=r"cuda:5: there are 2 cards"):
+        pick_device("cuda:5")
+
+
+def test_cuda_without_a_card_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(AutosegError, match="built without CUDA; use --device cpu"):
+        pick_device("cuda")
+    assert pick_device(None) == torch.device("cpu")
+
+
+def test_a_driver_that_is_too_old_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040).\nPlease update"
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(AutosegError, match=r"driver is too old .*11040.*update the driver") as told:
+        pick_device("cuda")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((7, 5), "float16"), ((8, 0), "bfloat16"), ((8, 6), "bfloat16"), ((12, 0), "bfloat16")],
+)
+def test_the_precision_follows_the_capability(capability: tuple[int, int], precision: str) -> None:
+    assert CardFacts("x", 8 << 30, capability).precision == precision
+
+
+def test_the_cpu_is_no_card() -> None:
+    assert not is_card(torch.device("cpu"))
+    assert Cuda().owns(torch.device("cuda:1"))
+
+
+def test_the_second_of_two_simulated_cards_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated(monkeypatch, card(8, TURING), card(24, AMPERE, "the second")) as cards:
+        place = pick_device("cuda:1")
+        assert is_card(place)
+        assert card_facts(place).name == "the second"
+        synchronise(place)
+        assert cards.waited == [1]
+        with pytest.raises(AutosegError, match="there are 2 cards"):
+            pick_device("cuda:2")
+    assert isinstance(device.driver, Cuda)
+
+
+def test_simulated_memory_ends_where_it_says() -> None:
+    with Memory(3 * 4096) as memory:
+        held = [torch.zeros(1024) for _ in range(3)]
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            torch.zeros(1024)
+        del held[0]
+        held.append(torch.zeros(1024))
+        assert memory.refused == 1
