@@ -4,6 +4,7 @@ Everything here is ignorant of medicine and of plans. A file has its final name 
 complete: it is written beside, flushed to the disk and renamed.
 """
 
+import ctypes
 import errno
 import hashlib
 import io
@@ -11,9 +12,12 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
+import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +25,12 @@ from typing import Any
 from autoseg.errors import AutosegError, Busy
 
 BLOCK = 1 << 20
+LONGEST_NAME = 180
+"""Bytes of a name: what is put before and behind it must fit into the 255 of file systems."""
+HALF = ".autoseg-half-"
+"""Begins the names of folders beside what is being written; a checked token follows."""
+WRITER, ASIDE = ".writer", "old-"
+"""In such a folder: the file whose lock says that its writer is alive; a folder that stepped aside."""
 
 
 def explained(error: OSError, path: Path, doing: str) -> AutosegError:
@@ -63,75 +73,174 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-@contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` if the block ends well.
+def named(text: str, what: str) -> str:
+    """`text`, if it may be the name of a file or folder of ours. Raises AutosegError.
 
-    The temporary name keeps the suffixes (`.nii.gz`), since writers choose the format by them.
-    With `durable` the content reaches the disk before the rename.
+    Ids of cases, plans, runs, folds, models and labels come from documents that strangers wrote and
+    become parts of paths. A name has no separator, is not hidden, holds no control character, is
+    UTF-8 and has at most LONGEST_NAME bytes. `what` says whose name it is, as in "the case id".
     """
-    half = path.with_name(f".half-{os.getpid()}-{path.name}")
-    with explaining(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield half
-            if durable:
-                with open(half, "rb+") as handle:
-                    os.fsync(handle.fileno())
-            os.replace(half, path)
-            if durable:
-                flush_folder(path.parent)
-        finally:
-            half.unlink(missing_ok=True)
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        fault = "holds bytes that are not UTF-8"
+    elif not text or text != text.strip():
+        fault = "is empty, or begins or ends with a space"
+    elif "/" in text or "\\" in text:
+        fault = "holds a slash, so it would be a path"
+    elif text.startswith("."):
+        fault = "begins with a dot"
+    elif any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in text):
+        fault = "holds a control character"
+    elif len(text.encode()) > LONGEST_NAME:
+        fault = f"is longer than {LONGEST_NAME} bytes"
+    else:
+        return text
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    raise AutosegError(f"{what} {printable(shown)} {fault}; rename it (letters, digits, - and _)")
+
+
+def printable(text: str) -> str:
+    """`text` in quotes and on one line: control characters and bytes that are no UTF-8 are escaped."""
+    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return repr(plain).replace("\\\\x", "\\x")
+
+
+def fresh_token() -> str:
+    """The name of a folder for what is half written, which nobody else would give."""
+    drawn = secrets.token_hex(6)
+    return f"{HALF}{drawn}{_check(drawn)}"
+
+
+def is_half(name: str) -> bool:
+    """Whether this program gave the name, for a folder of what is half written."""
+    token = name.removeprefix(HALF)
+    return name.startswith(HALF) and len(token) == 20 and token[12:] == _check(token[:12])
+
+
+def _check(drawn: str) -> str:
+    return hashlib.sha256(f"half written by autoseg {drawn}".encode()).hexdigest()[:8]
+
+
+def _claim(half: Path) -> tuple[Any, bool]:
+    """(an open file in the folder `half`, whether it is locked now); FileExistsError if it is another's.
+
+    The lock says that the writer is alive. It is the operating system's: it ends with its process and
+    holds for other containers too, whose process numbers mean nothing here.
+    """
+    handle = open(half / WRITER, "x+", encoding="utf-8")  # noqa: SIM115
+    try:
+        locked = _lock_now(handle)
+    except OSError:  # a file system without locks: nobody will judge, so nobody will sweep
+        return handle, True
+    return handle, locked and (half / WRITER).exists()
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it takes `path`’s place if the block ends well."""
-    half = path.with_name(f".half-{os.getpid()}-{path.name}")
-    with explaining(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(half, ignore_errors=True)
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, claimed by this process, for what is to take its place."""
+    if ".." in path.parts:
+        raise AutosegError(f"{path} leaves its folder; nothing is written there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        half = path.with_name(fresh_token())
         half.mkdir()
-        try:
-            yield half
-            if path.exists():
-                # a folder cannot be replaced in one step: the old one steps aside first
-                old = path.with_name(f".old-{os.getpid()}-{path.name}")
-                os.replace(path, old)
-                os.replace(half, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(half, path)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        with suppress(FileExistsError, FileNotFoundError):
+            handle, claimed = _claim(half)
+            if claimed:
+                break
+            handle.close()
+    try:
+        yield half
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+        handle.close()
+
+
+@contextmanager
+def replacing(path: Path, *, name: str | None = None, durable: bool = True) -> Iterator[Path]:
+    """A path to write to; what is there takes the place of `path` if the block ends well.
+
+    It lies in a folder of its own beside `path` and has its name (else `name`), since writers choose
+    the format by suffixes. With `durable` the content reaches the disk before the rename.
+    """
+    with explaining(path, "write"), _beside(path) as folder:
+        half = folder / (name or path.name)
+        yield half
+        # some writers make files that only their owner can read, whatever the umask
+        half.chmod((folder / WRITER).stat().st_mode & 0o777)
+        if durable:
+            flush_file(half)
+        os.replace(half, path)
+        if durable:
+            flush_folder(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """An empty folder to fill; it takes the place of `path` in one step if the block ends well."""
+    with explaining(path, "write"), _beside(path) as folder:
+        half = folder / path.name
+        half.mkdir()
+        yield half
+        if durable:
+            for file in half.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    flush_file(file)
+        if path.exists():
+            exchange(half, path)
+        else:
+            os.replace(half, path)
+        if durable:
+            flush_folder(path.parent)
+
+
+def flush_file(path: Path) -> None:
+    """Let what was written to a file reach the disk."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Let two folders change their places: in one step on Linux, else in two that `sweep` can finish."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            swap = ctypes.CDLL(None, use_errno=True).renameat2
+            here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+            if swap(here, os.fsencode(new), here, os.fsencode(old), both) == 0:
+                return
+    aside = new.with_name(ASIDE + old.name)
+    os.replace(old, aside)
+    os.replace(new, old)
+    os.replace(aside, new)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in `folder`."""
+    """Remove what killed processes left half written in `folder`; what others have is not touched.
+
+    A folder that was replaced is put back where its successor did not come to take its place.
+    """
     if not folder.is_dir():
         return
-    for entry in folder.iterdir():
-        if entry.name.startswith((".half-", ".old-")) and not alive(entry.name.split("-")[1]):
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
-
-
-def alive(pid: str) -> bool:
-    """Whether a process of this number runs on this machine; one that ended unmourned does not."""
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        # in a container nobody may collect the dead: they stay, as zombies, in state Z
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+    with explaining(folder, "list"):
+        found = [entry for entry in folder.iterdir() if is_half(entry.name)]
+    for half in found:
+        if half.is_symlink() or not half.is_dir():
+            continue
+        try:
+            with suppress(FileExistsError):
+                # killed before it could claim it: now it is ours
+                _claim(half)[0].close()
+            with open(half / WRITER, "a+", encoding="utf-8") as handle:
+                if _lock_now(handle):
+                    for aside in half.glob(ASIDE + "*"):
+                        lost = folder / aside.name.removeprefix(ASIDE)
+                        if not lost.exists():
+                            os.replace(aside, lost)
+                    shutil.rmtree(half, ignore_errors=True)
+        except OSError:  # gone, or not to be judged here
+            continue
 
 
 def finite(value: Any) -> Any:

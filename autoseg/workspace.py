@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.errors import AutosegError, nearest
-from autoseg.files import explaining
+from autoseg.files import explaining, named
 
 DATASET = re.compile(r"^Dataset(\d{3,})_(.+)$")
 
@@ -66,7 +66,7 @@ class Fold:
 
     def probabilities(self, case: str) -> Path:
         """What an ensemble averages, of a held-out case."""
-        return self.validation / "probabilities" / f"{case}.npy"
+        return self.validation / "probabilities" / named(f"{case}.npy", "the case id")
 
 
 @dataclass(frozen=True)
@@ -100,24 +100,29 @@ class DatasetPlaces:
         return self.preprocessed / "plans"
 
     def plan(self, name: str) -> Path:
-        return self.plans / name / "plan.json"
+        return self.plans / named(name, "the plan's name") / "plan.json"
 
     def plan_stamp(self, name: str) -> Path:
-        return self.plans / name / "stamp.json"
+        return self.plans / named(name, "the plan's name") / "stamp.json"
 
     def prepared(self, key: str) -> Path:
-        return self.preprocessed / "prepared" / key
+        return self.preprocessed / "prepared" / named(key, "the key")
 
     def fold(self, plan: str, configuration: str, run: str, fold: str) -> Fold:
-        return Fold(self.results / plan / configuration / run / f"fold_{fold}")
+        return Fold(self._run(plan, configuration, run) / named(f"fold_{fold}", "the fold"))
 
     def previous(self, plan: str, configuration: str, run: str) -> Path:
         """One file a case: what a cascade refines, on the grid of its prepared cases."""
-        return self.results / plan / configuration / run / "previous"
+        return self._run(plan, configuration, run) / "previous"
 
     def final(self, plan: str, run: str) -> Path:
         """What was chosen from the folds: ensemble, postprocessing, report."""
-        return self.results / plan / ("final" if run == "default" else f"final_{run}")
+        name = "final" if run == "default" else named(f"final_{run}", "the run's name")
+        return self.results / named(plan, "the plan's name") / name
+
+    def _run(self, plan: str, configuration: str, run: str) -> Path:
+        whose = {"plan": plan, "configuration": configuration, "run": run}
+        return self.results.joinpath(*(named(n, f"the {what}'s name") for what, n in whose.items()))
 
     def plan_names(self) -> list[str]:
         if not self.plans.is_dir():

@@ -21,6 +21,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from safetensors import SafetensorError
 
+from autoseg.files import is_half
+
 RAW, NAME = "raw/Dataset001_Phantom", "Dataset001_Phantom"
 FOLD = f"results/{NAME}/default/3d_fullres/default/fold_0"
 PREPARE = "autoseg plan_and_preprocess -d 1"
@@ -72,7 +74,7 @@ def refused(shell, root: Path, line: str, *told: str) -> str:
         assert words in said.err
     assert "Traceback" not in said.err
     assert artefacts(root) == before
-    assert [p for p in root.rglob("*") if p.name.startswith((".half-", ".old-"))] == []
+    assert [p for p in root.rglob("*") if is_half(p.name)] == []
     return said.err
 
 
@@ -372,7 +374,7 @@ def test_a_full_disk_while_training(shell, tiny: Path, monkeypatch: pytest.Monke
         said = shell("autoseg train 1 3d_fullres 0")
         assert said.code == 2
         assert "the disk is full; free some space and repeat the same command" in said.err
-    assert [p for p in tiny.rglob("*") if p.name.startswith(".half-")] == []
+    assert [p for p in tiny.rglob("*") if is_half(p.name)] == []
     assert shell("autoseg train 1 3d_fullres 0").code == 0
 
 
@@ -412,7 +414,7 @@ def test_a_disk_that_is_really_full(shell, tiny_root: Path, small_disk: Path) ->
     (small_disk / "ballast").unlink()
     said = shell(f"autoseg fingerprint 1 --root {small_disk}")
     assert said.code == 0
-    assert [p for p in small_disk.rglob("*") if p.name.startswith(".half-")] == []
+    assert [p for p in small_disk.rglob("*") if is_half(p.name)] == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

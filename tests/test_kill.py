@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from autoseg.documents.run import append_line, lines
+from autoseg.files import is_half
 
 if sys.platform != "linux":
     pytest.skip("reads /proc and forks", allow_module_level=True)
@@ -129,7 +130,7 @@ def history(fold: Path) -> list[dict]:
 
 def half_written(folder: Path) -> list[str]:
     """Files and folders that are no artefact: what a kill left behind."""
-    return [str(p) for p in folder.rglob("*") if p.name.startswith((".half-", ".old-"))]
+    return [str(p) for p in folder.rglob("*") if is_half(p.name)]
 
 
 def children(process: int) -> set[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from autoseg.documents.labels import LabelSet, parse_labels
 from autoseg.errors import AutosegError, Problem
-from autoseg.files import explaining, read_json
+from autoseg.files import explaining, named, printable, read_json
 
 SUFFIXES = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl",
@@ -33,6 +33,10 @@ class Case:
     id: str
     images: tuple[Path, ...]
     label: Path | None
+
+    def __post_init__(self) -> None:
+        """Raises AutosegError for an id that cannot be the name of a file: paths are made with it."""
+        named(self.id, "the case id")
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,12 @@ def find_images(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[Problem
                     f"rename it to CASE_0000{suffix} (0000 is the first channel)",
                 )
             )
+            continue
+        try:
+            named(match["case"], "the case id")
+        except AutosegError as error:
+            fix = f"rename {printable(name)}, and its label with it"
+            problems.append(Problem(printable(name), "an id cannot be used", str(error), fix))
             continue
         found[match["case"]][int(match["channel"])].append(folder / name)
     images = {}

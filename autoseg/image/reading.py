@@ -6,9 +6,7 @@ was read but is wrong (NaN, half labels, files in different places) is returned 
 and the caller decides. The `case` in a Problem is the file's name without suffix.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
-from autoseg.files import explaining
+from autoseg.files import replacing
 from autoseg.image.checks import (
     check_finite,
     check_label_integers,
@@ -221,29 +219,14 @@ def _write(
     if kind == "tiff":
         # before the volume: one that is there has its spacing
         write_spacing(path, grid, labels=labels)
-    with _beside(path, suffix) as beside:
+    # writers know .nii.gz, and not .NII.GZ
+    with replacing(path, name=case_of(path) + suffix) as beside:
         if kind == "nifti":
             write_nifti(beside, stored[0], grid)
         elif kind in ITK_KINDS:
             write_itk(beside, stored, grid)
         else:
             write_raster(beside, stored)
-
-
-@contextmanager
-def _beside(path: Path, suffix: str) -> Iterator[Path]:
-    """A path in the same folder that takes the place of `path` if nothing goes wrong.
-
-    Not `files.replacing`, whose name keeps the spelling of the suffix: writers know `.nii.gz`, and
-    not `.NII.GZ`. What a kill leaves is swept up by its name all the same.
-    """
-    beside = path.with_name(f".half-{os.getpid()}-{case_of(path)}{suffix}")
-    with explaining(path, "write"):
-        try:
-            yield beside
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:

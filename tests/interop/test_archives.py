@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import AutosegError
+from autoseg.files import fresh_token
 from autoseg.interop.conversion import archives
 from autoseg.interop.conversion.archives import unpack
 
@@ -170,13 +171,13 @@ def test_other_archives_are_named(start: bytes, kind: str, tmp_path: Path) -> No
 
 
 def test_what_a_killed_process_unpacked_is_swept_away(tmp_path: Path) -> None:
-    left = tmp_path / ".half-999999999-out" / "big.bin"
-    left.parent.mkdir()
+    left = tmp_path / fresh_token() / "out" / "big.bin"
+    left.parent.mkdir(parents=True)
     left.write_bytes(bytes(100))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     assert unpack(tmp_path / "a.zip", tmp_path / "out").is_dir()
-    assert not left.parent.exists()
+    assert not left.parent.parent.exists()
 
 
 def test_an_error_page_in_the_place_of_an_archive_is_told(tmp_path: Path) -> None:

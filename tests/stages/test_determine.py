@@ -24,6 +24,7 @@ from autoseg.documents.postprocessing import (
     Postprocessing,
 )
 from autoseg.errors import BadData
+from autoseg.files import is_half
 from autoseg.image.cleaning import cleaned
 from autoseg.image.reading import read_labels, write_labels
 from autoseg.image.volume import Grid
@@ -373,6 +374,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_determine as made_for
+from autoseg.files import fresh_token
 from autoseg.stages import determine as stage
 count = 0
 whole = stage.write_json
@@ -381,7 +383,9 @@ def write_json(path, value, **how):
     whole(path, value, **how)
     count += 1
     if count == int(sys.argv[3]):
-        path.with_name(f".half-{os.getpid()}-{path.name}").write_text("{")
+        half = path.with_name(fresh_token())
+        half.mkdir()
+        (half / path.name).write_text("{")
         os.kill(os.getpid(), signal.SIGKILL)
 stage.write_json = write_json
 folder = Path(sys.argv[2])
@@ -405,11 +409,11 @@ def test_a_killed_search_goes_on_where_it_was(
     folder = tmp_path / "cache"
     known = [json.loads((folder / f"{case}.json").read_text())["dice"] for case in sorted(pairs)]
     assert [len(dice) for dice in known] == [2, 2, 2, 1, 1, 1]
-    assert len(list(folder.glob(".half-*"))) == 1
+    assert [is_half(entry.name) for entry in folder.iterdir()].count(True) == 1
     read = counted(monkeypatch)
     found = checked(determine(pairs, LABELS, folder=folder), pairs)
     assert read[:4] == ["case_3", "case_4", "case_5", "case_0"]
-    assert not list(folder.glob(".half-*"))
+    assert not [entry for entry in folder.iterdir() if is_half(entry.name)]
     assert found == determine(pairs, LABELS, folder=tmp_path / "fresh")
 
 

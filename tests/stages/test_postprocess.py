@@ -12,7 +12,7 @@ import pytest
 from autoseg.documents.labels import LabelSet, parse_labels
 from autoseg.documents.postprocessing import DenseCRF, FillHoles, KeepLargest, MinimumSize, Step
 from autoseg.errors import AutosegError, BadData, Busy
-from autoseg.files import Lock
+from autoseg.files import Lock, fresh_token
 from autoseg.image.cleaning import cleaned
 from autoseg.image.reading import read_header, read_labels, write_labels
 from autoseg.image.volume import Grid
@@ -93,7 +93,9 @@ def test_what_is_done_is_skipped_until_something_changes(tmp_path: Path) -> None
     assert list(again.lines()) == ["0 label maps written, 0 of them changed, 3 were there already"]
     (out / "a.nii.gz").unlink()
     (before / "b.nii.gz").write_bytes((before / "c.nii.gz").read_bytes())
-    (out / ".half-999999999-c.nii.gz").write_text("")
+    litter = out / fresh_token()
+    litter.mkdir()
+    (litter / "c.nii.gz").write_text("")
     third = apply(before, out, STEPS, LABELS)
     assert [p.name for p in third.written] == ["a.nii.gz", "b.nii.gz"]
     assert contents(out) == {**kept, "b.nii.gz": kept["c.nii.gz"]}

@@ -12,7 +12,7 @@ import torch
 from autoseg.documents.dataset import Case
 from autoseg.documents.model import ModelSpec
 from autoseg.errors import AutosegError, BadData
-from autoseg.files import Lock, is_locked
+from autoseg.files import Lock, is_half, is_locked
 from autoseg.flow import use
 from autoseg.image.reading import read_labels
 from autoseg.infer.resample import OnDevice
@@ -169,7 +169,7 @@ def test_no_error_is_lost_and_no_scan_stays_locked(single, cases, tmp_path, monk
     monkeypatch.undo()
     assert not any(is_locked(path) for path in (out / ".autoseg").glob("*.lock"))
     assert (out / "scan_0.nii.gz").exists() and (out / ".autoseg" / "scan_0.json").exists()
-    assert not list(out.glob(".half-*"))
+    assert not [entry for entry in out.iterdir() if is_half(entry.name)]
     done = predict(single, cases, out, device=CPU)
     assert done.skipped + len(done.written) == 4 and len(maps(out)) == 4
 

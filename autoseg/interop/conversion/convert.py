@@ -29,7 +29,16 @@ from autoseg.documents.conversion import (
 from autoseg.documents.dataset import suffix_of
 from autoseg.documents.labels import parse_labels
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
-from autoseg.files import Lock, explaining, read_json, replacing, sha256_json, sweep, write_json
+from autoseg.files import (
+    Lock,
+    exchange,
+    explaining,
+    read_json,
+    replacing,
+    sha256_json,
+    sweep,
+    write_json,
+)
 from autoseg.interop.conversion.case import LOSSY, Made, Terms, Work, make_case
 from autoseg.interop.conversion.look import Look, look, values_in
 from autoseg.pool import over_units
@@ -311,10 +320,8 @@ def _take_place(half: Path, folder: Path) -> None:
         for path in folder.iterdir():
             if not (half / path.name).exists() and path.name not in (*FOLDERS, MARK, "cases.csv"):
                 shutil.move(path, half / path.name)
-        os.replace(folder, folder.with_name(f".old-{os.getpid()}-{folder.name}"))
-        os.replace(half, folder)
-        for old in folder.parent.glob(f".old-*-{folder.name}"):
-            shutil.rmtree(old, ignore_errors=True)
+        exchange(half, folder)
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def _result(
