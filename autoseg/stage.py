@@ -5,13 +5,16 @@ plan that it reads, nothing more; equal stamps mean that the work need not be re
 is written last, so a unit without one is half done.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.errors import AutosegError
 from autoseg.files import finite, read_json, sha256_json, write_json
+
+log = logging.getLogger(__name__)
 
 State = Literal["missing", "half done", "current", "stale"]
 
@@ -43,11 +46,34 @@ class Stamp:
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """The stamp in a file, or None if there is none. Raises AutosegError if it is damaged."""
+    """The stamp in a file, or None if there is none that can be used.
+
+    A stamp that is empty or damaged, as a power cut leaves it, stands for nothing: its unit is half
+    done, and is made again like any other.
+    """
     if not path.exists():
         return None
-    value = read_json(path)
-    return Stamp(value["stage"], value["version"], value["inputs"], value["options"])
+    try:
+        return stamp_of(read_json(path))
+    except AutosegError as error:
+        log.warning("%s; what it stood for counts as half done", error)
+        return None
+
+
+def stamp_of(value: Any) -> Stamp:
+    """The stamp in a decoded document. Raises AutosegError for anything else."""
+    if not isinstance(value, dict) or set(value) != {f.name for f in fields(Stamp)}:
+        raise AutosegError("a stamp is damaged: it lacks stage, version, inputs or options")
+    stage, version, inputs, options = (value[f.name] for f in fields(Stamp))
+    sound = isinstance(stage, str) and type(version) is int and isinstance(options, dict)
+    if not (
+        sound and isinstance(inputs, dict) and all(isinstance(v, str) for v in inputs.values())
+    ):
+        raise AutosegError("a stamp is damaged: a value is of another kind")
+    try:
+        return Stamp(stage, version, inputs, options)
+    except ValueError as error:  # NaN or infinity
+        raise AutosegError(f"a stamp is damaged: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -63,11 +89,10 @@ def standing(path: Path, wanted: Stamp, *, begun: bool = False) -> Standing:
 
     `begun` says that something of it exists, which tells half done from missing.
     """
-    try:
-        old = read_stamp(path)
-    except AutosegError:
-        return Standing("half done", "its stamp is damaged")
+    old = read_stamp(path)
     if old is None:
+        if path.exists():
+            return Standing("half done", "its stamp is damaged")
         return Standing("half done") if begun else Standing("missing")
     changes = differences(old, wanted)
     return Standing("stale", "; ".join(changes)) if changes else Standing("current")

@@ -71,7 +71,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with explaining(path, "read"):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", "replace")
     for line in text.split("\n"):
         try:
             entry = json.loads(line)
