@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from autoseg.documents.model import Precision
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Training
 from autoseg.rules.operations import plain_operations
@@ -33,39 +34,49 @@ COSTLY = (
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Peak bytes of training steps on a card, in mixed precision, as they are computed on shapes.
+    """Peak bytes of training steps on a card, as they are computed on shapes.
 
-    Called with (network, patch, batch). What is pinned of the training, such as another optimiser
-    or precision, is counted with it.
+    Called with (network, patch, batch). Counted in `precision`, with the fields of `recipe` (the
+    network's authors' optimiser), unless a person pinned others.
     """
 
     pins: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "bfloat16"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
         from autoseg.learn.losses import deeply, dice_ce
         from autoseg.learn.optimisers import optimiser
         from autoseg.nets.cost import training_bytes
 
-        train = self._training(network, batch)
+        train = training_of(network, batch, self.pins, self.recipe)
         return training_bytes(
             network,
             patch_vox,
             batch,
-            precision="float16" if train.precision == "auto" else train.precision,
+            precision=self.precision if train.precision == "auto" else train.precision,
             loss=deeply(dice_ce(train), train.supervision),
             optimiser=partial(optimiser, train),
             average=train.ema_share > 0,
         )
 
-    def _training(self, network: NetworkSpec, batch: int) -> Training:
-        """What decides memory of the training of any configuration."""
-        pinned = {
-            key.rpartition(".")[2]: value
-            for key, value in self.pins.items()
-            if "train" in key.split(".") and key.rpartition(".")[2] in COSTLY
-        }
-        given = {"steps": 1, "batch_size": batch, "supervision": network.output_weights}
-        return Training.parse(pinned | given, "the pinned training")
+
+def training_of(
+    network: NetworkSpec, batch: int, pins: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> Training:
+    """What of the training decides memory and time, in whatever configuration.
+
+    A value that is pinned for one configuration counts for all; of several precisions the widest.
+    Raises PlanError for a pinned value that cannot be.
+    """
+    pinned: dict[str, Any] = {}
+    for key, value in pins.items():
+        head, _, name = key.rpartition(".")
+        wider = pinned.get(name) == "float32"
+        if "train" in head.split(".") and name in COSTLY and not wider:
+            pinned[name] = value
+    given = {"steps": 1, "batch_size": batch, "supervision": network.output_weights}
+    return Training.parse({**recipe, **pinned, **given}, "the pinned training")
 
 
 def operations(network: NetworkSpec, patch_vox: tuple[int, ...]) -> int:
@@ -135,4 +146,4 @@ def prediction_bytes(network: NetworkSpec, patch_vox: tuple[int, ...], batch: in
     """Peak bytes of a forward pass on a card, in mixed precision."""
     from autoseg.nets.cost import inference_bytes
 
-    return inference_bytes(network, patch_vox, batch, precision="float16")
+    return inference_bytes(network, patch_vox, batch, precision="bfloat16")

@@ -87,7 +87,7 @@ def plan(
     set: pin a value before the rules run, as --set batch_size=4
     fingerprint: nnU-Net's dataset_fingerprint.json
     dataset_json: nnU-Net's dataset.json, with --fingerprint
-    device: cpu to plan for the cores although there is a card
+    device: cpu, cuda or cuda:1, which is planned for (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: processes (default: one for each core)
     json: print JSON
@@ -154,7 +154,7 @@ def plan_and_preprocess(
     time: training time to plan for on this machine's cores, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
     configuration: which ones to prepare (default: all of the plan)
-    device: cpu to plan for the cores although there is a card
+    device: cpu, cuda or cuda:1, which is planned for (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: processes (default: one for each core)
     json: print JSON

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.model import Precision
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Plan
 from autoseg.documents.presets.table import preset_named
@@ -35,7 +36,7 @@ from autoseg.rules.recipe import (
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
 from autoseg.rules.topology import Topology
-from autoseg.rules.world import FOLLOWS, Ask, Pins, World, steady_spacing
+from autoseg.rules.world import FOLLOWS, Ask, Pins, World, card_precision, steady_spacing
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,7 @@ def document_for(
     sampled, batch_dice, sampled_why = _sampling(setting, topology.patch_vox, batch)
     anatomy = Anatomy.of(world, setting.ask, flat=setting.fingerprint.dimensions == 2)
     augmentation, augmentation_why = augmentation_for(topology.patch_vox, anatomy)
+    precision = _precision(setting)
     document: dict[str, Any] = {
         "preparation": {
             "axes": world.axes,
@@ -324,6 +326,7 @@ def document_for(
             "batch_size": batch,
             "batch_dice": batch_dice.value,
             "supervision": network.output_weights,
+            **({} if precision is None else {"precision": precision.value}),
         },
         "predict": {},
     }
@@ -332,6 +335,7 @@ def document_for(
         "patch_vox": recipe.topology.why,
         "train.batch_size": recipe.batch_size.why,
         "train.batch_dice": batch_dice.why,
+        **({} if precision is None else {"train.precision": precision.why}),
         widths: recipe.features.why if setting.draft.whole is None else "pinned by you",
         **augmentation_why,
         **sampled_why,
@@ -339,6 +343,13 @@ def document_for(
         **pinned_reasons(setting),
     }
     return patched(document, setting.pins.rest(setting.name)), reasons
+
+
+def _precision(setting: Setting) -> Decision[Precision] | None:
+    """What a card trains in; None on cores, where the variants are timed."""
+    if setting.ask.device.memory_gb is None:
+        return None
+    return card_precision(setting.ask.device, setting.ask.planner)
 
 
 def pinned_reasons(setting: Setting) -> dict[str, str]:

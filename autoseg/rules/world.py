@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from autoseg.documents.fingerprint import CaseSummary, Fingerprint
 from autoseg.documents.labels import LabelSet
+from autoseg.documents.model import Precision
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Plan
 from autoseg.errors import PlanError
@@ -41,8 +42,8 @@ OperationsOf = Callable[[NetworkSpec, Size], int]
 class Device:
     """What the plan must fit: a card's memory, or (None) this machine's cores.
 
-    `bytes_of` is asked for a card, in mixed precision; for cores `seconds_of`, which measures, or
-    where nobody can measure `operations_of`.
+    `bytes_of` is asked for a card, and counts in the precision that will be trained; for cores
+    `seconds_of`, which measures, or where nobody can measure `operations_of`.
     """
 
     memory_gb: float | None
@@ -50,6 +51,29 @@ class Device:
     bytes_of: StepCost | None = None
     operations_of: OperationsOf | None = None
     seconds_of: StepCost | None = None
+    precision: Precision = "bfloat16"
+    """The 16-bit floats that the card trains in; bfloat16 where no card is there to be asked."""
+    card: str = ""
+    """The card's own name; empty where none is there."""
+
+
+def card_precision(device: Device, planner: str) -> Decision[Precision]:
+    """The floats that a plan for a card is trained in, unless a person pins others, and why."""
+    if not device.card:
+        why = (
+            "no card is there to be asked: cards from Ampere on (compute capability 8.0) train in "
+            "bfloat16; an older one takes float16 with a scaled loss, at the same bytes."
+        )
+    elif device.precision == "bfloat16":
+        why = f"{device.card} multiplies bfloat16, which has float32's range: the loss needs no scaling."
+    else:
+        why = (
+            f"{device.card} is older than Ampere and does not multiply bfloat16: {device.precision}, "
+            "with a scaled loss."
+        )
+    if planner == "nnunet":
+        why += " nnU-Net itself trains in float16 with a scaled loss."
+    return Decision(device.precision, f"{why} Memory is counted in it.")
 
 
 @dataclass(frozen=True)

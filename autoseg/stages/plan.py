@@ -5,27 +5,40 @@ plan is made again when the fingerprint changes; one that was edited by hand is 
 """
 
 import logging
+import math
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.costs import StepBytes, StepTimes, operations
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Plan, read_plan
+from autoseg.documents.presets.table import preset_named
 from autoseg.errors import AutosegError, Stale
 from autoseg.files import read_json, sha256_json, write_json
+from autoseg.rules.memory import GB, usable_bytes
 from autoseg.rules.planner import make_plan
 from autoseg.rules.world import Ask, Device
 from autoseg.stage import Stamp, differences
 from autoseg.workspace import DatasetPlaces
 
+if TYPE_CHECKING:
+    import torch
+
+    from autoseg.device import CardFacts
+
 log = logging.getLogger(__name__)
 
 VERSION = 2
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+SIGNS = ("/dev/nvidiactl", "/dev/kfd")
+"""What the drivers of NVIDIA's and AMD's cards leave."""
+FAR_ABOVE = 1.1
+"""A card sold as 24 GB has 23.6 GiB: only more than this is another card."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,25 @@ class Request:
     pins: Mapping[str, Any] = field(default_factory=dict)
 
 
-def card_memory_gb() -> float | None:
-    """The memory of the first NVIDIA card in GB, or None; torch is asked only if there may be one."""
-    if not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
-        return None
-    import torch
+def card_there(device: str | None) -> "tuple[torch.device, CardFacts] | None":
+    """The card that `device` names, the first where it names none; None: there is none, or `cpu`.
 
-    if not torch.cuda.is_available():
+    torch, whose loading takes seconds, is asked only if it is loaded or if there may be a card.
+    Raises AutosegError for a device that is not there, or none.
+    """
+    if device is not None and not DEVICE.fullmatch(device):
+        raise AutosegError(f"--device {device!r} is unknown; use cpu, cuda or cuda:1")
+    named = device is not None and device.startswith("cuda")
+    may_be = named or "autoseg.device" in sys.modules or shutil.which("nvidia-smi") is not None
+    if device == "cpu" or not (may_be or any(Path(sign).exists() for sign in SIGNS)):
         return None
-    return torch.cuda.get_device_properties(0).total_memory / 2**30
+    from autoseg.device import card_facts, is_card, pick_device
+
+    try:
+        place = pick_device(device)
+    except AutosegError as error:
+        raise AutosegError(f"{error}; --gpu-memory plans for a card of so many GB") from None
+    return (place, card_facts(place)) if is_card(place) else None
 
 
 def device_for(request: Request, device: str | None) -> Device:
@@ -55,18 +78,54 @@ def device_for(request: Request, device: str | None) -> Device:
 
     Raises AutosegError for a device that is not there, or none.
     """
-    if device is not None and not DEVICE.fullmatch(device):
-        raise AutosegError(f"--device {device!r} is unknown; use cpu, cuda or cuda:1")
-    step_bytes = StepBytes(request.pins)
-    if request.gpu_memory_gb is not None:
-        return Device(request.gpu_memory_gb, "given by you", step_bytes)
-    if device != "cpu" and (found := card_memory_gb()) is not None:
-        return Device(found, "the card that is there", step_bytes)
-    if device is not None and device.startswith("cuda"):
-        raise AutosegError(
-            f"--device {device}: no card is there; --gpu-memory plans for one of so many GB"
-        )
-    return Device(None, "no card is there", operations_of=operations)
+    given = request.gpu_memory_gb
+    try:
+        found = card_there(device)
+    except AutosegError:
+        if given is None or not DEVICE.fullmatch(device or ""):
+            raise
+        found = None
+    if found is None and given is None:
+        return Device(None, "no card is there", operations_of=operations)
+    recipe = preset_named(request.network).training
+    if found is None:
+        step_bytes = StepBytes(request.pins, recipe=recipe)
+        return Device(given, "given by you", step_bytes, operations)
+    place, facts = found
+    _warn_of_memory(given, place, facts)
+    return Device(
+        facts.memory_gb if given is None else given,
+        "the card that is there" if given is None else "given by you",
+        StepBytes(request.pins, facts.precision, recipe),
+        operations,
+        precision=facts.precision,
+        card=facts.name,
+    )
+
+
+def _warn_of_memory(given: float | None, place: "torch.device", facts: "CardFacts") -> None:
+    """Say where the plan is for more memory than the card has, or than other programs leave of it.
+
+    It is made for all of the memory even so: a plan that followed what is free would be another
+    one each time.
+    """
+    from autoseg.device import free_card_bytes
+
+    there = facts.memory_gb
+    if given is not None and given > FAR_ABOVE * there:
+        log.warning(
+            "--gpu-memory %g is far above the %.1f GB of %s: this plan is for another machine",
+            given, there, facts.name,
+        )  # fmt: skip
+        return
+    planned = there if given is None else given
+    free = free_card_bytes(place) / GB
+    if free < usable_bytes(planned) / GB:
+        log.warning(
+            "only %.1f of the %.1f GB of %s are free, other programs use the rest: a step of this "
+            "plan may not fit; end them, or plan for what is left with --gpu-memory %g",
+            free, there, facts.name, max(math.floor(10 * free) / 10, 0.1),
+        )  # fmt: skip
 
 
 def current_plan(
