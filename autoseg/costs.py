@@ -4,12 +4,14 @@ The one place where a network meets the loss and the optimiser that it would be 
 there is a training. Rules and stages are given these functions; torch is imported when they run.
 """
 
+import gc
 import logging
 import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 from autoseg.documents.model import Precision
@@ -90,13 +92,25 @@ def operations(network: NetworkSpec, patch_vox: tuple[int, ...]) -> int:
 
 
 class StepTimes:
-    """Seconds of training steps on this machine's cores, measured in a child process.
+    """Seconds of training steps on this machine's cores or on a card, measured in a child process.
 
-    A child, so that this process stays free of torch and its threads. Use as a context manager.
+    A child, so that this process stays free of torch, its threads and what it keeps of a card. Use
+    as a context manager. Called with (network, patch, batch). On a card (`device` as `--device`
+    names it) the step is that of the plan: its `precision`, what is pinned of its training and the
+    network's authors' `recipe`. Where a card has no room for it, it takes infinitely long.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        pins: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device, self.precision = device, precision
+        self.pins, self.recipe = pins or {}, recipe or {}
         self.pool: ProcessPoolExecutor | None = None
+        self.known: dict[tuple[NetworkSpec, tuple[int, ...], int], float] = {}
 
     def __enter__(self) -> "StepTimes":
         return self
@@ -106,11 +120,34 @@ class StepTimes:
             self.pool.shutdown(cancel_futures=True)
 
     def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        seconds = self.pool.submit(timed_step, network, patch_vox, batch).result()
-        log.info("a step of width %d takes %.2f s here", network.widths[0], seconds)
-        return seconds
+        asked = network, patch_vox, batch
+        if asked not in self.known:
+            if self.pool is None:
+                self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            measure = self._on_cores if self.device == "cpu" else self._on_card
+            seconds = self.known[asked] = measure(self.pool, *asked)
+            log.info("a step of width %d takes %.2f s here", network.widths[0], seconds)
+        return self.known[asked]
+
+    def _on_cores(
+        self, pool: ProcessPoolExecutor, network: NetworkSpec, patch: tuple[int, ...], batch: int
+    ) -> float:
+        return pool.submit(timed_step, network, patch, batch).result()
+
+    def _on_card(
+        self, pool: ProcessPoolExecutor, network: NetworkSpec, patch: tuple[int, ...], batch: int
+    ) -> float:
+        """Infinite where the card, its driver or the child fails: a plan can do without."""
+        train = training_of(network, batch, self.pins, self.recipe)
+        precision = self.precision if train.precision == "auto" else train.precision
+        ask = pool.submit(timed_step_on_card, network, patch, train, self.device, precision)
+        try:
+            return ask.result()
+        except Exception as error:
+            log.warning("a step could not be timed on %s: %s", self.device, first_line(error))
+            if isinstance(error, BrokenExecutor):
+                self.pool = None
+            return inf
 
 
 def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
@@ -129,6 +166,46 @@ def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> 
         seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v, cpu)
         for v in variants
     )
+
+
+def timed_step_on_card(
+    network: NetworkSpec,
+    patch_vox: tuple[int, ...],
+    train: Training,
+    device: str,
+    precision: Precision,
+) -> float:
+    """Seconds of one training step on a card in its faster layout; infinite where neither fits."""
+    import torch
+
+    from autoseg.device import pick_device, release_card_memory
+    from autoseg.learn.trial import seconds_per_step, trial_step
+    from autoseg.learn.variants import Layout, Variant
+    from autoseg.nets.build import build
+
+    place, least = pick_device(device), inf
+    shape = (network.in_channels, *patch_vox)
+    layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
+    for layout in layouts:
+        variant = Variant(precision, layout)
+        try:
+            step = trial_step(build(network).to(place), train, shape, network.classes, variant)
+            least = min(least, seconds_per_step(step, variant, place))
+        except torch.OutOfMemoryError:
+            log.info("no room for a step in %s", layout)
+        step = _nothing  # the network goes before the next is built
+        gc.collect()
+        release_card_memory()
+    return least
+
+
+def _nothing() -> None:
+    """A step that holds no network."""
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def parameter_count(network: NetworkSpec) -> int:

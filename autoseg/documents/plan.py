@@ -225,6 +225,23 @@ class Previous(Document):
         return self
 
 
+class Cost(Document):
+    """What training one fold costs. For information: nothing is made from it, no stamp holds it."""
+
+    multiply_adds: PositiveInt
+    """Of one step: three times those of going forward, four times where activations are computed
+    twice."""
+    exaflop: PositiveFloat
+    """10^18 floating-point operations of all steps; a multiply-add is two."""
+    step_bytes: PositiveInt | None = None
+    """Peak bytes of a step on a card, as computed; None where they were not."""
+    step_s: PositiveFloat
+    hours_per_fold: PositiveFloat
+    """Of its steps and their scores, without segmenting the held-out cases."""
+    source: str
+    """Where the seconds are from: measured on what, or estimated for what and how."""
+
+
 class Configuration(Document):
     """One network on one grid: `2d`, `3d_fullres`, `3d_lowres`, `3d_cascade_fullres`."""
 
@@ -239,6 +256,16 @@ class Configuration(Document):
     previous: Previous | None = None
     """The configuration whose label maps this one refines (cascade): its network is shown them too,
     a channel for each class but background."""
+    cost: Cost | None = None
+    """What a fold costs on the device that the plan was made for."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # what was made before this field existed keeps its digests
+        made: dict[str, Any] = write(self)
+        if self.cost is None:
+            del made["cost"]
+        return made
 
     @property
     def dimensions(self) -> int:

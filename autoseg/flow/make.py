@@ -176,9 +176,9 @@ def run_spec(
     if encoder_weights is None and begun:
         encoder_weights = begun.encoder_weights
     if overrides:
-        configuration = Configuration.parse(
-            patched(configuration.dump(), overrides), f"the run {job.run!r}"
-        )
+        # what the plan's training costs says nothing of a changed one
+        changed = configuration.dump() | {"cost": None}
+        configuration = Configuration.parse(patched(changed, overrides), f"the run {job.run!r}")
     ids = [case.id for case in dataset.cases if case.label is not None]
     split = split_of(job.fold, splits_of(job, dataset), ids)
     axes = configuration.preparation.axes
@@ -245,6 +245,7 @@ def fold_stamp(
     cases = {case: digests[case] for case in (*spec.train_cases, *spec.validation_cases)}
     configuration = spec.configuration.dump()
     configuration.pop("predict")
+    configuration.pop("cost", None)
     made_from = {"cases": sha256_json(cases)}
     if previous is not None:
         made_from["earlier stage"] = sha256_json({case: previous[case] for case in cases})

@@ -9,7 +9,9 @@ from autoseg.flow import make
 from autoseg.flow.make import Job
 from autoseg.pool import cores
 from autoseg.rules.decision import Size
+from autoseg.rules.recipe import NNUNET_STEPS
 from autoseg.stages.networks import Grid, Networks, costs
+from autoseg.stages.plan import Request, device_for
 
 GIVEN_CHANNELS, GIVEN_CLASSES, GIVEN_BATCH = 1, 3, 2
 
@@ -34,9 +36,9 @@ def networks(
         raise AutosegError("say for which grid: `-d` and a dataset, or `--patch` as 128,128,128")
     wanted = list(names or measure or PRESETS)
     wanted += [name for name in measure if name not in wanted]
-    return Networks(
-        grid, tuple(costs(grid, wanted, measure, cores() if workers is None else workers))
-    )
+    card = device_for(Request(), None).card
+    processes = cores() if workers is None else workers
+    return Networks(grid, tuple(costs(grid, wanted, measure, processes, card)), card)
 
 
 def _grid_of(plan: Plan, name: str, patch: Size | None, batch: int | None) -> Grid:
@@ -56,4 +58,5 @@ def _grid_of(plan: Plan, name: str, patch: Size | None, batch: int | None) -> Gr
         made.network.in_channels,
         made.network.classes,
         made.network.widths[0],
+        NNUNET_STEPS if plan.gpu_memory_gb is None else made.train.steps,
     )

@@ -17,6 +17,7 @@ from autoseg.flow.make import Job
 from autoseg.flow.order import Artefact, Scope, ordered
 from autoseg.flow.package import export
 from autoseg.rules.shares import configurations_within, fold_seconds
+from autoseg.rules.work import total_told
 from autoseg.stages.plan import Request
 from autoseg.workspace import Fold
 
@@ -206,6 +207,8 @@ def _decided(ledger: Ledger, made: Plan, folds: int) -> tuple[str, ...]:
     planned = tuple(made.configurations)
     found = configurations_within(planned, ledger.total_s, folds, on_cores=on_cores)
     log.info("training %s: %s", ", ".join(found.value), found.why)
+    if ledger.total_s is None and (told := total_told(made, found.value, folds)):
+        log.info("%s", told)
     ledger.note(event="configurations", names=list(found.value), why=found.why)
     return found.value
 

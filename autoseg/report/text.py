@@ -11,6 +11,7 @@ from autoseg.documents.plan import Plan
 from autoseg.documents.report import Report, table
 from autoseg.errors import Problem, grouped
 from autoseg.files import to_json
+from autoseg.rules.work import fold_told, total_told
 
 
 def as_json(result: Any) -> str:
@@ -104,6 +105,7 @@ def plan_text(plan: Plan) -> str:
              + " ".join(str(width) for width in c.network.widths), "network.encoder"),
             ("training", f"{c.train.steps} steps, {c.train.optimiser}, lr {c.train.lr:g}",
              "train.steps"),
+            ("precision", c.train.precision, "train.precision"),
             ("foreground", f"{c.sampling.foreground_share:.0%} of the samples",
              "sampling.foreground_share"),
             ("Dice", "over the batch" if c.train.batch_dice else "of each sample",
@@ -114,4 +116,8 @@ def plan_text(plan: Plan) -> str:
             if not reason and key == "network.encoder":
                 reason = plan.why.get(f"configurations.{name}.network", "")
             lines.append(f"  {title:<11}{value}" + (f"\n             {reason}" if reason else ""))
+        if c.cost is not None:
+            lines.append(f"  {'cost':<11}{fold_told(c.cost)}\n             {c.cost.source}")
+    if total := total_told(plan):
+        lines.append(f"\n{total}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import Any
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.networks.family import NetworkSpec
-from autoseg.documents.plan import Plan, parse_plan
+from autoseg.documents.plan import Cost, Plan, parse_plan
 from autoseg.documents.presets.table import preset_named
 from autoseg.errors import PlanError
 from autoseg.rules.budget import fit_patch
@@ -31,6 +31,7 @@ from autoseg.rules.configuration import (
 from autoseg.rules.decision import Size, Spacing, sizes
 from autoseg.rules.grid import median_shape
 from autoseg.rules.recipe import Recipe
+from autoseg.rules.work import fold_cost
 from autoseg.rules.world import (
     CONFIGURATIONS,
     Ask,
@@ -86,6 +87,9 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
         said = {**reasons, **scale_reasons, **said, **found.reasons}
         if name == "3d_cascade_fullres":
             made["previous"] = "3d_lowres"
+        cost = _cost(found, made["train"])
+        if cost is not None:
+            made["cost"] = cost.dump()
         configurations[name] = made
         why |= {f"configurations.{name}.{key}": text for key, text in said.items()}
     if ask.device.memory_gb is not None:
@@ -105,6 +109,20 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
         "why": why | _label_reasons(world.labels),
     }
     return parse_plan(document, f"the plan {ask.name!r}")
+
+
+def _cost(found: Decided, train: dict[str, Any]) -> Cost | None:
+    """What a fold of a configuration costs on the device that is planned for."""
+    recipe, setting = found.recipe, found.setting
+    patch, batch = recipe.topology.value, recipe.batch_size.value
+    step_bytes = None
+    if setting.card is not None:
+        reckoner = setting.card.reckoner(setting.draft, recipe.recompute)
+        step_bytes = reckoner.real(patch, batch)
+    return fold_cost(
+        found.network, patch.patch_vox, train, setting.ask.device,
+        step_s=recipe.step_s, step_bytes=step_bytes,
+    )  # fmt: skip
 
 
 def _label_reasons(labels: LabelSet) -> dict[str, str]:

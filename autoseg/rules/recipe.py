@@ -73,6 +73,8 @@ class Recipe:
     training: dict[str, Any]
     why: dict[str, str] = field(default_factory=dict)
     recompute: bool = False
+    step_s: float | None = None
+    """Seconds of a step, where they decided."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def cpu_recipe(
         "train.optimiser": CORE_WHY,
         "train.ema_share": "the weights of the last few percent of the steps are averaged.",
     }
-    return Recipe(topology, batch, chosen, training, why)
+    return Recipe(topology, batch, chosen, training, why, step_s=took)
 
 
 def core_patch(draft: Draft, median: tuple[float, ...]) -> Decision[Topology]:

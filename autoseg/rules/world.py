@@ -43,7 +43,8 @@ class Device:
     """What the plan must fit: a card's memory, or (None) this machine's cores.
 
     `bytes_of` is asked for a card, and counts in the precision that will be trained; for cores
-    `seconds_of`, which measures, or where nobody can measure `operations_of`.
+    `seconds_of`, which measures, or where nobody can measure `operations_of`. On a card the two
+    tell what a fold costs; infinite seconds: there was no room to measure.
     """
 
     memory_gb: float | None
@@ -54,7 +55,9 @@ class Device:
     precision: Precision = "bfloat16"
     """The 16-bit floats that the card trains in; bfloat16 where no card is there to be asked."""
     card: str = ""
-    """The card's own name; empty where none is there."""
+    """The card's own name; empty where the card that is planned for is not there."""
+    place: str = "cpu"
+    """The device that steps are measured on, as `--device` names it."""
 
 
 def card_precision(device: Device, planner: str) -> Decision[Precision]:

@@ -12,7 +12,11 @@ from autoseg.pool import over_units
 from autoseg.rules.decision import Size, Spacing, sizes
 from autoseg.rules.memory import GB, target_for
 from autoseg.rules.network import features
+from autoseg.rules.recipe import NNUNET_STEPS
+from autoseg.rules.throughput import throughput_of
 from autoseg.rules.topology import topology_for
+from autoseg.rules.work import estimated_seconds, step_operations
+from autoseg.rules.world import Device
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Grid:
     classes: int
     width: int | None = None
     """Channels of the finest level; None: 32, where a preset has its published size."""
+    steps: int = NNUNET_STEPS
+    """Of a fold, whose hours are told."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class NetworkCost:
     """One preset on a grid; `fault` says why it has no numbers.
 
     `patch_vox` is the grid's, enlarged to what the preset's levels divide. Bytes are those of one
-    step in mixed precision on a card.
+    step in 16-bit floats on a card.
     """
 
     name: str
@@ -45,6 +51,10 @@ class NetworkCost:
     prediction_bytes: int = 0
     card_gb: float = 0.0
     """The least memory of a card on which such a step fits, with what a card needs for itself."""
+    exaflop: float = 0.0
+    """Of a fold."""
+    hours: float = 0.0
+    """Of a fold on a card, as expected by its kind."""
     seconds: float | None = None
     """Of a training step in float32 on this machine's cores, where it was measured."""
     fault: str = ""
@@ -56,6 +66,8 @@ class Networks:
 
     grid: Grid
     networks: tuple[NetworkCost, ...]
+    card: str = ""
+    """The card that hours are expected of; empty: none is there, and a typical one is taken."""
 
     def lines(self) -> Iterator[str]:
         """The costs as aligned text."""
@@ -63,10 +75,11 @@ class Networks:
         yield (
             f"a batch of {grid.batch} patches of {sizes(grid.patch_vox)} voxels, "
             f"{grid.in_channels} channels, {grid.classes} classes, {grid.width or 32} features at "
-            "the finest level; bytes in mixed precision on a card"
+            "the finest level; bytes in 16-bit floats on a card"
         )
+        yield f"hours are of a fold of {grid.steps} steps, {throughput_of(self.card).source}"
         timed = any(n.seconds is not None for n in self.networks)
-        head = ["network", "parameters", "GMAC", "train GiB", "card GB", "predict GiB"]
+        head = ["network", "parameters", "GMAC", "train GiB", "card GB", "predict GiB", "hours"]
         rows = [[*head, *(["s/step here"] if timed else []), "patch", "what"]]
         for n in self.networks:
             if n.fault:
@@ -76,7 +89,7 @@ class Networks:
             rows.append(
                 [n.name, f"{n.parameters / 1e6:.2f} M", f"{n.multiply_adds / 1e9:.4g}",
                  f"{n.training_bytes / GB:.2f}", f"{n.card_gb:.1f}",
-                 f"{n.prediction_bytes / GB:.2f}", *(seconds if timed else []),
+                 f"{n.prediction_bytes / GB:.2f}", f"{n.hours:.3g}", *(seconds if timed else []),
                  "" if n.patch_vox == grid.patch_vox else sizes(n.patch_vox), n.about]
             )  # fmt: skip
         widths = [max(len(row[i]) for row in rows) for i in range(len(head) + timed + 1)]
@@ -86,16 +99,18 @@ class Networks:
 
 
 def costs(
-    grid: Grid, names: Sequence[str], measure: Sequence[str], workers: int
+    grid: Grid, names: Sequence[str], measure: Sequence[str], workers: int, card: str = ""
 ) -> Iterator[NetworkCost]:
     """What each preset costs on the grid; those of `measure` are timed, one after the other.
+
+    Hours are those that a card of the name `card` is expected to take.
 
     Raises PlanError for an unknown preset.
     """
     for name in (*names, *measure):
         preset_named(name)
     found: dict[str, NetworkCost] = {}
-    for name, cost in over_units(partial(cost_of, grid), list(names), workers=workers):
+    for name, cost in over_units(partial(cost_of, grid, card=card), list(names), workers=workers):
         if isinstance(cost, AutosegError):
             cost = NetworkCost(name, PRESETS[name].about, fault=str(cost))
         found[name] = cost
@@ -120,19 +135,24 @@ def network_on(grid: Grid, name: str) -> tuple[NetworkSpec, Size]:
     return spec, topology.patch_vox
 
 
-def cost_of(grid: Grid, name: str) -> NetworkCost:
+def cost_of(grid: Grid, name: str, card: str = "") -> NetworkCost:
     """What one preset costs on a grid."""
     spec, patch = network_on(grid, name)
-    training = StepBytes()(spec, patch, grid.batch)
+    training = StepBytes(recipe=preset_named(name).training)(spec, patch, grid.batch)
+    forward = operations(spec, patch)
+    work = step_operations(spec, forward, grid.batch)
+    seconds, _ = estimated_seconds(work, Device(1.0, "", card=card), "bfloat16")
     return NetworkCost(
         name,
         PRESETS[name].about,
         patch,
         parameter_count(spec),
-        operations(spec, patch),
+        forward,
         int(training),
         prediction_bytes(spec, patch, 1),
         target_for(training),
+        2 * work * grid.steps / 1e18,
+        seconds * grid.steps / 3600,
     )
 
 

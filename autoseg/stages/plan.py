@@ -88,43 +88,56 @@ def device_for(request: Request, device: str | None) -> Device:
     if found is None and given is None:
         return Device(None, "no card is there", operations_of=operations)
     recipe = preset_named(request.network).training
-    if found is None:
+    if found is None or _for_another(given, found[1]):
         step_bytes = StepBytes(request.pins, recipe=recipe)
         return Device(given, "given by you", step_bytes, operations)
     place, facts = found
-    _warn_of_memory(given, place, facts)
+    memory = facts.memory_gb if given is None else given
+    _warn_of_others(memory, place, facts)
     return Device(
-        facts.memory_gb if given is None else given,
+        memory,
         "the card that is there" if given is None else "given by you",
         StepBytes(request.pins, facts.precision, recipe),
         operations,
         precision=facts.precision,
         card=facts.name,
+        place=device if device is not None and device.startswith("cuda") else "cuda",
     )
 
 
-def _warn_of_memory(given: float | None, place: "torch.device", facts: "CardFacts") -> None:
-    """Say where the plan is for more memory than the card has, or than other programs leave of it.
+def times_on(request: Request, device: Device) -> StepTimes:
+    """What times the steps of a plan for `device`: on its card if that is there, else on cores."""
+    if not device.card:
+        return StepTimes()
+    recipe = preset_named(request.network).training
+    return StepTimes(device.place, device.precision, request.pins, recipe)
 
-    It is made for all of the memory even so: a plan that followed what is free would be another
-    one each time.
+
+def _for_another(given: float | None, facts: "CardFacts") -> bool:
+    """Whether the plan is for another card than the one that is there; said where it is."""
+    if given is None or given <= FAR_ABOVE * facts.memory_gb:
+        return False
+    log.warning(
+        "--gpu-memory %g is far above the %.1f GB of %s: this plan is for another machine",
+        given, facts.memory_gb, facts.name,
+    )  # fmt: skip
+    return True
+
+
+def _warn_of_others(memory_gb: float, place: "torch.device", facts: "CardFacts") -> None:
+    """Say where other programs leave less of a card than a plan for so much memory may need.
+
+    It is made for all of it even so: a plan that followed what is free would be another one each
+    time.
     """
     from autoseg.device import free_card_bytes
 
-    there = facts.memory_gb
-    if given is not None and given > FAR_ABOVE * there:
-        log.warning(
-            "--gpu-memory %g is far above the %.1f GB of %s: this plan is for another machine",
-            given, there, facts.name,
-        )  # fmt: skip
-        return
-    planned = there if given is None else given
     free = free_card_bytes(place) / GB
-    if free < usable_bytes(planned) / GB:
+    if free < usable_bytes(memory_gb) / GB:
         log.warning(
             "only %.1f of the %.1f GB of %s are free, other programs use the rest: a step of this "
             "plan may not fit; end them, or plan for what is left with --gpu-memory %g",
-            free, there, facts.name, max(math.floor(10 * free) / 10, 0.1),
+            free, facts.memory_gb, facts.name, max(math.floor(10 * free) / 10, 0.1),
         )  # fmt: skip
 
 
@@ -157,9 +170,9 @@ def current_plan(
     else:
         asked, previous = request or Request(), None
         wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
-    with StepTimes() as times:
-        found = device_for(asked, device)
-        if found.memory_gb is None and asked.minutes is not None:
+    found = device_for(asked, device)
+    with times_on(asked, found) as times:
+        if found.card or (found.memory_gb is None and asked.minutes is not None):
             found = replace(found, seconds_of=times)
         ask = Ask(
             name=name,
