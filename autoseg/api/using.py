@@ -56,7 +56,7 @@ def predict(
     plan: name of the plan (default: that of the best configuration)
     run: name of the run (default: that of the best configuration)
     fast: one fold and no mirroring: several times faster, a little worse
-    precision: float32, bfloat16 or float16 (default: the model's, float32)
+    precision: float32, bfloat16 or float16 (default: as trained on a card, float32 on the processor)
     runtime: torch, or onnx for a folder of `autoseg export --onnx` (default: what the model is for)
     save_probabilities: keep them in OUTPUT/probabilities, for `autoseg ensemble`
     uncertainty: keep maps of it in OUTPUT/uncertainty, and one score a case

@@ -65,6 +65,7 @@ class Member(Document):
     )
     """Device type -> the memory layout that was the fastest in training; others: channels_last."""
     precision: Precision = "float32"
+    """What its networks were trained in, and are computed in where a device can."""
 
     @property
     def title(self) -> str:

@@ -1,6 +1,6 @@
 """A model where it lies: which weights belong to it, of trained folds or of a package's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,18 @@ class Model:
 
     spec: ModelSpec
     folder: Path
+    precision: Precision | None = None
+    """What the networks are asked to compute in; None: as `models.precision` says."""
+
+    @property
+    def digest(self) -> str:
+        """What identifies a label map's making."""
+        if self.precision is None:
+            return self.spec.digest
+        document = self.spec.dump()
+        for member in (*document["members"], *document["stages"]):
+            member["precision"] = self.precision
+        return ModelSpec.parse(document, "the model").digest
 
     def path(self, weights: Weights) -> Path:
         return self.folder / weights.file
@@ -31,7 +43,7 @@ class Model:
         )
 
 
-def member_of(folds: Sequence[Fold], folder: Path, precision: Precision = "float32") -> Member:
+def member_of(folds: Sequence[Fold], folder: Path) -> Member:
     """The trained folds of one configuration as a member of a model in `folder`.
 
     Raises AutosegError if one has no weights or they are not of one kind.
@@ -58,7 +70,7 @@ def member_of(folds: Sequence[Fold], folder: Path, precision: Precision = "float
             for spec, fold in zip(specs, folds, strict=True)
         ),
         layouts=_layouts(folds[0]),
-        precision=precision,
+        precision=_precision(folds[0]),
     )
 
 
@@ -79,6 +91,14 @@ def _layouts(fold: Fold) -> dict[str, str]:
         for entry in lines(fold.journal)
         if entry["event"] == "variant"
     }
+
+
+def _precision(fold: Fold) -> Precision:
+    """What a fold was trained in, by its journal."""
+    trained: Iterator[Precision] = (
+        entry["precision"] for entry in lines(fold.journal) if entry["event"] == "variant"
+    )
+    return next(trained, "float32")
 
 
 def model_of(
@@ -128,7 +148,7 @@ def narrowed(
     fast: bool = False,
     precision: Precision | None = None,
 ) -> Model:
-    """The model with fewer folds, in one piece less, or in another precision.
+    """The model with fewer folds, in one piece less, or asked for another precision.
 
     `fast`: the first fold of the first member alone, without mirroring. Raises AutosegError naming
     the folds that there are.
@@ -149,11 +169,9 @@ def narrowed(
         if fast:
             member["weights"] = member["weights"][:1]
             member["configuration"]["predict"]["mirror"] = False
-        if precision is not None:
-            member["precision"] = precision
     if fast:
         before = document["members"][0]["configuration"].get("previous")
         document["stages"] = [
             s for s in document["stages"] if before and s["name"] == before["configuration"]
         ]
-    return Model(ModelSpec.parse(document, "the model"), model.folder)
+    return Model(ModelSpec.parse(document, "the model"), model.folder, precision)

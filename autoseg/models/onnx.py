@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.documents.model import Member, Weights
+from autoseg.device import is_card
+from autoseg.documents.model import Member, Precision, Weights
 from autoseg.documents.onnx import AGAIN, INPUT, LARGEST, OUTPUT, is_onnx
 from autoseg.errors import AutosegError, nearest
 from autoseg.files import explaining
@@ -53,16 +54,18 @@ def checked_runtime(model: Model, wanted: str | None) -> None:
         )
 
 
-def speakers(member: Member, paths: Sequence[Path], device: torch.device) -> list[Speaker]:
+def speakers(
+    member: Member, paths: Sequence[Path], device: torch.device, precision: Precision | None = None
+) -> list[Speaker]:
     """The networks of one member, loaded once. Raises AutosegError if one cannot be used."""
-    if device.type != "cpu":
+    if is_card(device):
         raise AutosegError(
             f"ONNX models are computed on the processor, --device {device} is none; give --device "
             "cpu, or use the model that it was exported from"
         )
-    if member.precision != "float32":
+    if precision not in (None, "float32"):
         raise AutosegError(
-            f"ONNX models are computed in float32, not in {member.precision}; leave the precision "
+            f"ONNX models are computed in float32, not in {precision}; leave the precision "
             "out, or use the model that it was exported from"
         )
     return [

@@ -19,7 +19,7 @@ from torch import Tensor
 from autoseg.data.prepare import Prepared
 from autoseg.data.previous import one_hot, prepare_previous
 from autoseg.documents.labels import LabelSet
-from autoseg.documents.model import Member
+from autoseg.documents.model import Member, Precision
 from autoseg.documents.onnx import ENDING
 from autoseg.documents.postprocessing import DenseCRF
 from autoseg.image.cleaning import cleaned
@@ -31,10 +31,11 @@ from autoseg.infer.restore import Box, classes_on, restored, rows_at_once
 from autoseg.infer.together import Speaker, Together
 from autoseg.infer.uncertainty import Score, entropy, fold_variance
 from autoseg.infer.volume import logit_slabs
-from autoseg.learn.variants import Variant, refuse_impossible
+from autoseg.learn.variants import Variant
 from autoseg.learn.weights import load_weights
 from autoseg.models.members import Model
 from autoseg.models.onnx import speakers
+from autoseg.models.precision import precision_on
 from autoseg.models.probabilities import ProbabilityFile
 from autoseg.models.refine import refined_by, standardised
 from autoseg.models.scans import Ready
@@ -62,19 +63,25 @@ class Shown(NamedTuple):
 class Voice:
     """The networks of one member of a model, loaded once."""
 
-    def __init__(self, member: Member, weights: Sequence[Path], device: torch.device) -> None:
-        refuse_impossible(device.type, member.precision)
+    def __init__(
+        self,
+        member: Member,
+        weights: Sequence[Path],
+        device: torch.device,
+        precision: Precision | None = None,
+    ) -> None:
+        """In the `precision` that is asked for, else the trained one where the device can."""
         self.configuration = member.configuration
         self.device = device
         layout = member.layouts.get(device.type, "channels_last")
-        self.variant = Variant(member.precision, layout, None)
+        self.variant = Variant(precision_on(device, member, precision), layout, None)
         network = self.configuration.network
         self.together = Together(
             device, ACTIVATIONS * 4 * network.widths[0] * prod(self.configuration.patch_vox)
         )
         with part("load networks"):
             if weights[0].suffix == ENDING:
-                self.nets = speakers(member, weights, device)
+                self.nets = speakers(member, weights, device, precision)
             else:
                 self.nets = [self._speaker(path) for path in weights]
 
@@ -191,7 +198,9 @@ class Segmenter:
         spec = model.spec
         self.labels = spec.labels
         self.voices = {
-            member.title: Voice(member, [model.path(w) for w in member.weights], device)
+            member.title: Voice(
+                member, [model.path(w) for w in member.weights], device, model.precision
+            )
             for member in spec.every_member()
         }
 

@@ -184,7 +184,7 @@ def _member(member: Member) -> str:
         f"{parameter_count(c.network) / 1e6:.2f} million parameters, {folds} "
         f"fold{'s' if folds != 1 else ''} whose logits are averaged, patches of "
         f"{' × '.join(map(str, c.patch_vox))} voxels at {target} mm, "
-        f"{'mirrored and averaged' if mirrored else 'not mirrored'}, {member.precision}{before}"
+        f"{'mirrored and averaged' if mirrored else 'not mirrored'}, trained in {member.precision}{before}"
     )
 
 

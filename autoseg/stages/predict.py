@@ -331,7 +331,7 @@ class _Work:
             files = {p.name: sha256_file(p) for p in read}
         # without options as it always was, so that what is done stays so
         options = {"skip_air": True} if self.skip_air else {}
-        job.stamp = Stamp("predict", VERSION, {"model": self.model.spec.digest, **files}, options)
+        job.stamp = Stamp("predict", VERSION, {"model": self.model.digest, **files}, options)
         current = standing(self._kept(case), job.stamp).state == "current"
         if current and self._complete(job):
             job.state = "there"

@@ -136,6 +136,7 @@ class _Reading:
             run=trainer,
             configuration=self.configuration,
             weights=tuple(self._written(fold, c) for fold, c in self.checkpoints.items()),
+            precision="float16",  # nnU-Net trains and predicts so on a card, float32 on processors
         )
 
     def _written(self, fold: str, checkpoint: Checkpoint) -> Weights:
