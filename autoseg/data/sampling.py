@@ -1,10 +1,12 @@
 """Which patches a step shows: a pure function of (seed, step) and the cases.
 
-Follows nnU-Net's sampling (cases uniformly with replacement, a fixed share of each batch placed on
-foreground, the rest on what is labelled at all) with two changes, written down at `lower_around`.
+Two ways: nnU-Net's (cases uniformly with replacement, a fixed share of each batch placed on a class
+that the case has), and class first, where the plan's weights are the chances with which classes are
+shown, in however few cases they are. Where patches lie follows nnU-Net with two changes, written down
+at `lower_around`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +34,10 @@ class Cases(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
+    @property
+    def holders(self) -> Mapping[int, Sequence[int]]:
+        """Foreground class -> the indices of the cases that hold it, ascending."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,17 @@ def draw_batch(
 ) -> tuple[Draw, ...]:
     """The samples of one step, a function of (seed, step) and the cases.
 
-    A batch of one is placed on foreground with probability `foreground_share`. A case without
-    foreground gives a patch anywhere.
+    With `class_first` every sample is placed on foreground with probability `foreground_share`: the
+    class is drawn by its weight among those that any case holds, then one of these cases uniformly.
+    Otherwise a case is drawn first, and a fixed number of samples is placed on foreground (with that
+    probability in a batch of one); a case without foreground gives a patch anywhere.
     """
+    box = box_of(patch_vox)
+    if sampling.class_first:
+        return tuple(
+            _class_first(cases, box, sampling, generator(seed, stream, step, j))
+            for j in range(batch_size)
+        )
     forced = forced_samples(batch_size, sampling.foreground_share)
     draws = []
     for j in range(batch_size):
@@ -85,21 +99,37 @@ def draw_batch(
         index = int(rng.integers(len(cases)))
         chance = rng.random()
         wanted = chance < sampling.foreground_share if batch_size == 1 else j >= batch_size - forced
-        draws.append(_draw(cases[index], index, box_of(patch_vox), sampling, wanted, rng))
+        case = cases[index]
+        shown = None
+        if wanted and case.classes_present:
+            shown = _choose_class(case.classes_present, sampling.class_weights, rng)
+        draws.append(_placed(case, index, box, shown, rng))
     return tuple(draws)
 
 
-def _draw(
+def _class_first(
+    cases: Cases, box: tuple[int, int, int], sampling: Sampling, rng: np.random.Generator
+) -> Draw:
+    """One sample: on a class, then in a case that holds it; else anywhere in any case."""
+    if rng.random() < sampling.foreground_share and cases.holders:
+        shown = _choose_class(sorted(cases.holders), sampling.class_weights, rng)
+        holders = cases.holders[shown]
+        index = holders[int(rng.integers(len(holders)))]
+        return _placed(cases[index], index, box, shown, rng)
+    index = int(rng.integers(len(cases)))
+    return _placed(cases[index], index, box, None, rng)
+
+
+def _placed(
     case: Sampled,
     index: int,
     box: tuple[int, int, int],
-    sampling: Sampling,
-    wanted: bool,
+    forced: int | None,
     rng: np.random.Generator,
 ) -> Draw:
+    """A patch of a case: around a voxel of the class `forced`, or, if None, anywhere."""
     bounds = [_bounds(extent, n) for extent, n in zip(case.shape, box, strict=True)]
-    if wanted and case.classes_present:
-        forced = _choose_class(case.classes_present, sampling.class_weights, rng)
+    if forced is not None:
         places = case.places_of(forced)
         voxel = places[int(rng.integers(len(places)))]
         return Draw(index, lower_around(voxel.tolist(), box, bounds, rng), forced)

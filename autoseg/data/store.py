@@ -9,7 +9,7 @@ earlier stage saw in a case lies elsewhere, since it belongs to a training: one 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -320,6 +320,17 @@ class StoredCases:
         if not self.in_memory and len(self._opened) > OPEN_CASES:
             self._opened.popitem(last=False)
         return case
+
+    @cached_property
+    def holders(self) -> dict[int, tuple[int, ...]]:
+        """Foreground class -> the indices of the cases that hold it, ascending; opens no array."""
+        found: dict[int, list[int]] = {}
+        for index, name in enumerate(self.ids):
+            classes = read_json(self.folder / name / "case.json").get("classes") or {}
+            for label in classes:
+                if int(label) > 0:
+                    found.setdefault(int(label), []).append(index)
+        return {label: tuple(found[label]) for label in sorted(found)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredCases, (self.folder, self.ids, self.ram_bytes, self.previous)

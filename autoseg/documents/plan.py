@@ -102,6 +102,18 @@ class Sampling(Document):
 
     foreground_share: float = Field(ge=0.0, le=1.0)
     class_weights: tuple[NonNegativeFloat, ...]
+    class_first: bool = True
+    """Each sample is placed on foreground with the probability `foreground_share`: a class is drawn
+    by the weights, then a case that holds it. False is nnU-Net's way: the case is drawn first, and
+    a fixed number of the batch's samples is placed on a class that it has."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # what was trained before this field existed keeps its stamp
+        fields: dict[str, Any] = write(self)
+        if self.class_first:
+            del fields["class_first"]
+        return fields
 
 
 class Augmentation(Document):

@@ -372,7 +372,11 @@ def _sampling(
     if setting.ask.planner == "nnunet":
         why = "nnU-Net's value for every dataset."
         return (
-            {"foreground_share": 1 / 3, "class_weights": [1 / len(structures)] * len(structures)},
+            {
+                "foreground_share": 1 / 3,
+                "class_weights": [1 / len(structures)] * len(structures),
+                "class_first": False,
+            },
             Decision(general, "nnU-Net takes Dice over the batch in 2D, else per sample."),
             {"sampling.foreground_share": why, "sampling.class_weights": why},
         )

@@ -162,7 +162,9 @@ def class_weights(exposures: Mapping[str, Exposure]) -> Decision[dict[str, float
         f"with {present[worst].met:.2%}"
     )
     return Decision(
-        value, f"{seen}, so {worst!r} is drawn {raw[worst] / raw[best]:.1f} times as often."
+        value,
+        f"{seen}, so {worst!r} is drawn {raw[worst] / raw[best]:.1f} times as often, "
+        "however few cases hold it.",
     )
 
 
@@ -183,13 +185,20 @@ def foreground_share(
         (name for name in exposures if weights[name] > 0), key=lambda name: exposures[name].hardness
     )
     rarest = exposures[hardest]
+    shown = 1 - absence(rarest, value * weights[hardest])
     return Decision(
         value,
         f"{hardest!r} fills 1:{1 / rarest.fill:,.0f} of the voxels and "
         f"{rarest.met:.0%} of random patches show it, so {value:.0%} of the samples are "
         f"forced onto foreground ({LEAST_SHARE:.0%} where it is common and always "
-        f"seen, {LARGEST_SHARE:.0%} at most).",
+        f"seen, {LARGEST_SHARE:.0%} at most), each sample by chance; {hardest!r} is then in "
+        f"{shown:.0%} of all samples.",
     )
+
+
+def absence(found: Exposure, forced: float) -> float:
+    """The share of all samples that lack a class, of which `forced` are placed on it."""
+    return (1 - forced) * (1 - found.met)
 
 
 def batch_dice(
@@ -213,7 +222,7 @@ def batch_dice(
     present = [name for name, e in exposures.items() if e.met > 0]
     if not present:
         return Decision(False, "no training case has a foreground voxel.")
-    absent = {name: (1 - share * weights[name]) * (1 - exposures[name].met) for name in present}
+    absent = {name: absence(exposures[name], share * weights[name]) for name in present}
     rarest = max(present, key=lambda name: absent[name])
     if absent[rarest] > UNSTABLE_ABSENCE:
         return Decision(

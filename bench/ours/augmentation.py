@@ -22,7 +22,7 @@ with TemporaryDirectory() as folder:
     write_case(case, array, label_map(shape, 4), {})
     stored = open_case(case, in_memory=True)
 spec = BatchSpec(
-    patch, 1, Sampling(foreground_share=0.33, class_weights=(1 / 3, 1 / 3, 1 / 3)),
+    patch, 1, Sampling(foreground_share=0.33, class_weights=(1 / 3,) * 3, class_first=False),
     Augmentation(rotation_degrees=given["rotation_degrees"], mirror_axes=range(len(patch))),
     seed=given["seed"],
 )  # fmt: skip

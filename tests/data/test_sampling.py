@@ -26,7 +26,7 @@ CASES = [
     FakeCase((6, 60, 20), {2: [(0, 59, 19)]}),
     FakeCase((10, 10, 10)),
 ]
-THIRD = Sampling(foreground_share=1 / 3, class_weights=(0.5, 0.5))
+THIRD = Sampling(foreground_share=1 / 3, class_weights=(0.5, 0.5), class_first=False)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(2, 1), (9, 3), (3, 1), (12, 4), (366, 122)])
@@ -75,14 +75,14 @@ def test_patches_stay_in_the_case_where_they_fit_and_enclose_it_where_not(patch)
 
 def test_random_patches_reach_every_place():
     whole = [FakeCase((5, 6, 4))]
-    none = Sampling(foreground_share=0, class_weights=(1.0,))
+    none = Sampling(foreground_share=0, class_weights=(1.0,), class_first=False)
     seen = {draw_batch(whole, (4, 4, 4), 2, none, 0, s)[0].lower for s in range(200)}
     assert seen == {(z, y, 0) for z in range(2) for y in range(3)}
 
 
 @pytest.mark.parametrize("patch", [(8, 16, 8), (16, 12), (7, 9, 11)])
 def test_forced_patches_show_a_voxel_of_their_class(patch):
-    every = Sampling(foreground_share=1, class_weights=(0.5, 0.5))
+    every = Sampling(foreground_share=1, class_weights=(0.5, 0.5), class_first=False)
     for step in range(60):
         for d in draw_batch(CASES[:2], patch, 2, every, 4, step):
             shown = [
@@ -106,7 +106,7 @@ def test_the_voxel_lies_anywhere_in_the_central_half():
 
 
 def test_class_weights_count_among_the_classes_present():
-    every = Sampling(foreground_share=1, class_weights=(0.25, 0.75))
+    every = Sampling(foreground_share=1, class_weights=(0.25, 0.75), class_first=False)
     both = [FakeCase((20, 20, 20), {1: [(5, 5, 5)], 2: [(9, 9, 9)]})]
     forced = [draw_batch(both, (8, 8, 8), 2, every, 6, s)[0].forced for s in range(400)]
     assert abs(np.mean([f == 2 for f in forced]) - 0.75) < 0.07
@@ -115,13 +115,81 @@ def test_class_weights_count_among_the_classes_present():
 
 
 def test_classes_of_no_weight_are_drawn_only_if_nothing_else_is_there():
-    no_two = Sampling(foreground_share=1, class_weights=(1.0, 0.0))
+    no_two = Sampling(foreground_share=1, class_weights=(1.0, 0.0), class_first=False)
     assert {d.forced for d in draw_batch(CASES[:1], (8, 8, 8), 30, no_two, 0, 0)} == {1}
     assert {d.forced for d in draw_batch(CASES[1:2], (8, 8, 8), 5, no_two, 0, 0)} == {2}
-    none = Sampling(foreground_share=1, class_weights=(0.0, 0.0))
+    none = Sampling(foreground_share=1, class_weights=(0.0, 0.0), class_first=False)
     assert {d.forced for d in draw_batch(CASES[:1], (8, 8, 8), 30, none, 0, 0)} == {1, 2}
 
 
 def test_a_case_without_foreground_gives_patches_anywhere():
-    every = Sampling(foreground_share=1, class_weights=(0.5, 0.5))
+    every = Sampling(foreground_share=1, class_weights=(0.5, 0.5), class_first=False)
     assert {d.forced for d in draw_batch(CASES[2:], (4, 4, 4), 6, every, 0, 0)} == {None}
+
+
+class Listed(list):
+    """Cases with what the draw of a class first needs."""
+
+    @property
+    def holders(self):
+        classes = sorted({c for case in self for c in case.classes_present})
+        return {c: [i for i, case in enumerate(self) if c in case.classes_present] for c in classes}
+
+
+def shares(cases, sampling, steps=4000, batch=2):
+    """Class (None: anywhere) -> its share of all samples."""
+    counts = Counter(
+        d.forced for s in range(steps) for d in draw_batch(cases, (8, 8, 8), batch, sampling, 3, s)
+    )
+    return {forced: n / (steps * batch) for forced, n in counts.items()}
+
+
+def organ_and_lesion(cases=100, every=20):
+    """The organ in all cases, the lesion in one of `every`."""
+    rare = {1: [(5, 5, 5)], 2: [(9, 9, 9)]}
+    return Listed(
+        FakeCase((20, 20, 20), rare if i % every == 0 else {1: [(5, 5, 5)]}) for i in range(cases)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.34, 0.5, 0.74])
+def test_classes_are_shown_as_often_as_the_plan_says(share, batch):
+    """A lesion in 5 % of the cases, drawn four times as often as the organ, and any share in any batch."""
+    sampling = Sampling(foreground_share=share, class_weights=(0.2, 0.8), class_first=True)
+    found = shares(organ_and_lesion(), sampling, 8000 // batch, batch)
+    # three standard deviations of 8000 samples
+    assert found[2] == pytest.approx(0.8 * share, abs=0.017)
+    assert found[1] == pytest.approx(0.2 * share, abs=0.017)
+    assert found[None] == pytest.approx(1 - share, abs=0.017)
+
+
+def test_cases_without_structures_do_not_lessen_the_share():
+    cases = Listed(
+        FakeCase((20, 20, 20), {1: [(5, 5, 5)]} if i % 4 == 0 else {}) for i in range(40)
+    )
+    found = shares(cases, Sampling(foreground_share=0.6, class_weights=(1.0,), class_first=True))
+    assert found[1] == pytest.approx(0.6, abs=0.017)
+    none = Listed(FakeCase((20, 20, 20)) for _ in range(3))
+    assert shares(none, THIRD.model_copy(update={"class_first": True}), 50) == {None: 1.0}
+
+
+def test_a_class_is_drawn_only_in_cases_that_hold_it_and_alike_in_each():
+    sampling = Sampling(foreground_share=1.0, class_weights=(0.0, 1.0), class_first=True)
+    cases = organ_and_lesion(100, 25)
+    drawn = [d for s in range(500) for d in draw_batch(cases, (8, 8, 8), 2, sampling, 1, s)]
+    counts = Counter(d.case for d in drawn)
+    assert set(counts) == {0, 25, 50, 75} and all(d.forced == 2 for d in drawn)
+    assert max(counts.values()) < 1.4 * min(counts.values())
+
+
+def test_a_fold_without_a_class_shows_the_others():
+    sampling = Sampling(foreground_share=1.0, class_weights=(0.1, 0.9), class_first=True)
+    cases = Listed(FakeCase((20, 20, 20), {1: [(5, 5, 5)]}) for _ in range(5))
+    assert shares(cases, sampling, 50) == {1: 1.0}
+
+
+def test_what_was_trained_before_the_class_came_first_keeps_its_stamp():
+    new = Sampling(foreground_share=0.5, class_weights=(1.0,))
+    assert new.class_first and "class_first" not in new.dump()
+    assert THIRD.dump()["class_first"] is False and Sampling.parse(THIRD.dump(), "x") == THIRD

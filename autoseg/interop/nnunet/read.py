@@ -313,7 +313,7 @@ def _orders(
 
 def _sampling(labels: LabelSet) -> dict[str, Any]:
     count = labels.count - 1
-    return {"foreground_share": 1 / 3, "class_weights": [1 / count] * count}
+    return {"foreground_share": 1 / 3, "class_weights": [1 / count] * count, "class_first": False}
 
 
 def _augmentation(patch: Sequence[int], mirror_axes: Sequence[int]) -> dict[str, Any]:
