@@ -32,7 +32,7 @@ LIVELY = Augmentation(
 SPEC = BatchSpec(
     patch_vox=(8, 10, 12),
     batch_size=3,
-    sampling=Sampling(foreground_share=1 / 3, class_weights=(0.5, 0.5)),
+    sampling=Sampling(foreground_share=1 / 3, class_weights=(0.5, 0.5), class_first=False),
     augmentation=LIVELY,
     seed=17,
     masked_channels=(1,),
