@@ -93,11 +93,11 @@ def start(zygote: subprocess.Popen[str], tmp_path: Path) -> Iterator[Start]:
         zygote.stdin.flush()
         return json.loads(zygote.stdout.readline())
 
-    def begin(line: str) -> Command:
+    def begin(line: str, dies: tuple[str, str, str, int] | None = None) -> Command:
         said = tmp_path / f"said_{len(running)}.txt"
         said.touch()
         words = shlex.split(line)[1:]
-        process = ask(words=words, folder=str(tmp_path), said=str(said))
+        process = ask(words=words, folder=str(tmp_path), said=str(said), dies=dies)
         codes: list[int] = []
 
         def poll() -> int | None:
@@ -203,6 +203,52 @@ def test_training_killed_and_continued_ends_in_the_same_weights(
     assert history(fold) == history(whole)
     assert [entry["step"] for entry in history(fold) if "loss" in entry] == list(range(1, 31))
     assert half_written(tiny) == []
+
+
+@pytest.mark.parametrize(
+    "dies",
+    [
+        ("os", "replace", "last.safetensors", 2),
+        ("autoseg.learn.watch", "append_line", "'event': 'saved'", 2),
+        ("os", "replace", "best.safetensors", 1),
+    ],
+    ids=["written, not in place", "in place, not in the journal", "best weights"],
+)
+def test_a_kill_while_a_thread_saves_loses_nothing(
+    dies: tuple[str, str, str, int], start: Start, tiny: Path, unbroken: Path
+) -> None:
+    """Between the copy of a state, its file and the journal; the steps went on meanwhile."""
+    fold = tiny / FOLD.format(run="a")
+    line = f"autoseg train 1 3d_fullres 0 --run a {RECIPE} --steps 30 --workers 0"
+    line += " --set train.save_every_s=0.0001"
+    killed = start(line, dies=dies)
+    assert killed.wait() == -signal.SIGKILL, killed.said
+    saved = [e["step"] for e in entries(fold / "journal.jsonl") if e["event"] == "saved"]
+    found = state_step(fold / "last.safetensors")
+    if "saved" in dies[2]:
+        assert len(saved) == 1 < found
+    else:
+        assert found == saved[-1]
+        assert len(half_written(tiny)) == 1
+    assert len([e for e in history(fold) if "loss" in e]) >= found
+    again = start(line)
+    assert again.wait() == 0, again.said
+    assert f"going on from step {found}" in again.said
+    whole = unbroken / FOLD.format(run="a")
+    for name in ("weights", "best"):
+        assert (fold / f"{name}.safetensors").read_bytes() == (
+            whole / f"{name}.safetensors"
+        ).read_bytes()
+    assert history(fold) == history(whole)
+    assert half_written(tiny) == []
+
+
+def state_step(path: Path) -> int:
+    """The step of a saved state."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["autoseg"])["step"]
 
 
 def test_dropout_and_averaging_are_at_work(unbroken: Path) -> None:

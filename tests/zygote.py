@@ -6,9 +6,25 @@ what it says; it answers with the process id, or for a "wait" with the exit stat
 """
 
 import contextlib
+import importlib
 import json
 import os
+import signal
 import sys
+
+
+def die_before(module: str, name: str, word: str, times: int) -> None:
+    """Kill this process where a function is called so often with arguments that hold a word."""
+    home = importlib.import_module(module)
+    real, calls = getattr(home, name), []
+
+    def counted(*args: object) -> object:
+        calls.extend([word] * (word in repr(args)))
+        if len(calls) == times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    setattr(home, name, counted)
 
 
 def commanded() -> None:
@@ -29,6 +45,8 @@ def commanded() -> None:
             os.dup2(said, 1)
             os.dup2(said, 2)
             sys.argv = ["autoseg", *request["words"]]
+            if request["dies"]:
+                die_before(*request["dies"])
             return
         print(json.dumps(process), flush=True)
     raise SystemExit(0)

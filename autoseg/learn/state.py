@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from autoseg.documents.plan import Training
 from autoseg.errors import AutosegError
 from autoseg.files import explaining
 from autoseg.learn.optimisers import align
@@ -65,8 +66,8 @@ class Run:
         return self.net if self.average is None else self.average.net
 
 
-def save_state(path: Path, run: Run) -> None:
-    """Write the run in one step: a kill at any moment leaves the old file or the new one."""
+def state_of(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors by name, plain numbers) of a run; the tensors are its own, the numbers are as now."""
     optimiser = run.optimiser.state_dict()
     tensors = dict(_named("net", run.net.state_dict()))
     plain: dict[str, Any] = {}
@@ -87,7 +88,18 @@ def save_state(path: Path, run: Run) -> None:
         numbers["average_updates"] = run.average.updates
     if run.scaler is not None:
         numbers["scaler"] = run.scaler.state_dict()
-    write_tensors(path, tensors, numbers)
+    return tensors, numbers
+
+
+def save_state(path: Path, run: Run) -> None:
+    """Write the run in one step: a kill at any moment leaves the old file or the new one."""
+    write_tensors(path, *state_of(run))
+
+
+def state_bytes(train: Training, parameters: int) -> int:
+    """About how many bytes the state of a network of so many parameters has, all in float32."""
+    moments = 2 if train.optimiser == "adamw" else 1 if train.momentum > 0 else 0
+    return 4 * parameters * (1 + moments + (train.ema_share > 0))
 
 
 def load_state(path: Path, run: Run) -> None:

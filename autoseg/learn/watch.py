@@ -8,16 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from autoseg.device import is_card
 from autoseg.documents.plan import Training
 from autoseg.documents.run import append_line
 from autoseg.learn.pace import Pace
+from autoseg.learn.saving import Writer
 from autoseg.learn.scores import smoothed_scores
-from autoseg.learn.state import Run, save_state
-from autoseg.learn.weights import save_weights
+from autoseg.learn.state import Run, state_of
 from autoseg.timing import part
 from autoseg.workspace import Fold
 
@@ -58,26 +60,42 @@ class Watch:
     stopped: threading.Event
     unwritten: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
-    saved_at: float = field(default_factory=time.monotonic)
+    writer: Writer = field(default_factory=Writer)
+    unsaved_s: float = 0.0
+    """Seconds of steps since the last state was taken: validating and saving do not count."""
+    resumed_at: float = field(default_factory=time.monotonic)
+    """When the steps began or went on."""
     decided_at: float = field(default_factory=time.monotonic)
     paced: tuple[float, int] = (0.0, 0)
     finished: bool = False
 
     def after_step(self, run: Run, loss: torch.Tensor) -> bool:
-        """Called by the loop after each step; False ends the loop."""
+        """Called by the loop after each step; False ends the loop, with all on the disk.
+
+        Raises AutosegError where a state could not be written, at the latest at the end.
+        """
+        self.writer.check()
         self.unwritten.append((run.step, loss))
-        if loss.device.type == "cpu" or len(self.unwritten) >= 25:
+        if not is_card(loss.device) or len(self.unwritten) >= 25:
             self.write_losses()
         self.bar.update(run.step - self.bar.n)
         now = time.monotonic()
+        self.unsaved_s += now - self.resumed_at
         if run.step % self.train.validate_every == 0 or run.step == self.pace.total:
             self.validate(run)
         if self.clock.total_s is not None and now - self.decided_at >= DECIDE_EVERY_S:
             self.decide(run)
         self.finished = run.step >= self.pace.total or self.should_stop_early()
-        if self.finished or self.stopped.is_set() or now - self.saved_at >= self.train.save_every_s:
+        ends = self.finished or self.stopped.is_set()
+        # a state that is due while the last is being written is taken once that is done: waiting
+        # would stop the training, and a queue would hold a copy more
+        due = self.unsaved_s >= self.train.save_every_s and not self.writer.writes(self.fold.last)
+        if ends or due:
             self.save(run)
-        return not (self.finished or self.stopped.is_set())
+        if ends:
+            self.writer.wait()
+        self.resumed_at = time.monotonic()
+        return not ends
 
     def write_losses(self) -> None:
         for step, loss in self.unwritten:
@@ -107,7 +125,8 @@ class Watch:
             and smooth[-1] >= max(s for s in smooth if s is not None)
         ):
             with part("saving"):
-                save_weights(self.fold.best, run.speaker, {"step": run.step, "score": smooth[-1]})
+                facts = {"step": run.step, "score": smooth[-1]}
+                self.writer.write(self.fold.best, run.speaker.state_dict(), facts)
 
     def should_stop_early(self) -> bool:
         patience = self.train.early_stop
@@ -138,11 +157,17 @@ class Watch:
         self.bar.total = total
 
     def save(self, run: Run) -> None:
+        """Begin to write the state, the losses up to it first: a history is cut to its state.
+
+        The journal tells of it once the file is in place.
+        """
         self.write_losses()
         with part("saving"):
-            save_state(self.fold.last, run)
+            self.writer.write(self.fold.last, *state_of(run), then=partial(self._saved, run.step))
+        self.unsaved_s = 0.0
+
+    def _saved(self, step: int) -> None:
         append_line(
             self.fold.journal,
-            {"event": "saved", "step": run.step, "spent_s": round(self.clock.spent(), 2)},
+            {"event": "saved", "step": step, "spent_s": round(self.clock.spent(), 2)},
         )
-        self.saved_at = time.monotonic()

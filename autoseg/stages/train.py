@@ -287,6 +287,7 @@ def _train(
             )  # fmt: skip
     finally:
         batches.close()
+        watch.writer.close()
         bar.close()
         if profile is not None:
             profile.close()
@@ -359,6 +360,7 @@ def _profile(
         with part("validation"):
             watch.score()
         watch.save(run)
+        watch.writer.wait()
 
     facts = {
         "fold": f"{spec.dataset} {spec.configuration_name} fold {spec.fold} ({spec.plan}/{spec.run})",
