@@ -23,7 +23,8 @@ def volume_dice(
     """nnU-Net's pseudo Dice: mean over the structures, each counted over all batches.
 
     Structures are the foreground classes, or the regions, whose logits are above 0 where a network
-    finds them. Images (B, C, *S), labels (B, *S) class indices; voxels that nobody labelled do not
+    finds them. Images (B, C, *S), labels (B, *S) class indices of any integers, a batch after another
+    on the device; voxels that nobody labelled do not
     count, nor do structures that neither occur nor are predicted; None if no structure does.
     """
     hits = torch.zeros(labels.outputs, dtype=torch.int64)
@@ -33,7 +34,8 @@ def volume_dice(
     speak = variant.speaking(net)
     with variant.pinned():
         for image, truth in batches:
-            found = count(speak(image.to(device))[0], truth.to(device), labels)
+            # labels travel as the small integers that they are held as
+            found = count(speak(image.to(device))[0], truth.to(device).long(), labels)
             hits += found[0]
             sizes += found[1]
     if not labels.regions:

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from autoseg.data.batches import Batches, BatchSpec, validation_batches
+from autoseg.data.batches import Batches, BatchSpec
+from autoseg.data.held_out import HeldOut, amount
 from autoseg.data.store import StoredCases
-from autoseg.device import pick_device
+from autoseg.device import is_card, pick_device
 from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
@@ -32,7 +33,7 @@ from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.remembered import Memory, kind_of_step, memory_folder
 from autoseg.learn.scores import volume_dice
-from autoseg.learn.state import Average, Run, decay_over, load_state
+from autoseg.learn.state import Average, Run, decay_over, load_state, state_bytes
 from autoseg.learn.step import choose_forward, choose_variant, warn_if_elsewhere
 from autoseg.learn.trace import StepsProfile
 from autoseg.learn.trial import seconds_per_step, trial_step
@@ -40,6 +41,7 @@ from autoseg.learn.variants import Variant
 from autoseg.learn.watch import Clock, Watch
 from autoseg.learn.weights import save_weights
 from autoseg.nets.build import build
+from autoseg.nets.cost import parameters
 from autoseg.pool import cores, free_bytes
 from autoseg.stage import Stamp, differences, read_stamp
 from autoseg.timing import part
@@ -263,11 +265,11 @@ def _train(
 
     forward = choose_forward(fold, configuration, run, variant, memory, manner.compile, left_s)
     shown = BatchSpec.of(configuration)
-    with part("held-out batches"):
-        pairs = list(validation_batches(held_out, shown, recipe.validation_batches))
+    scored = HeldOut(held_out, shown, recipe.validation_batches, configuration.network.in_channels,
+                     ahead=is_card(device))  # fmt: skip
 
     def score() -> float | None:
-        return volume_dice(variant, run.speaker, pairs, labels, device)
+        return volume_dice(variant, run.speaker, scored.batches(), labels, device)
 
     batches = Batches(seen, shown, run.step, ENDLESS, readers, device)
     bar = tqdm(
@@ -287,6 +289,7 @@ def _train(
             )  # fmt: skip
     finally:
         batches.close()
+        scored.close()
         watch.writer.close()
         bar.close()
         if profile is not None:
@@ -320,12 +323,22 @@ def _cases(places: DatasetPlaces, spec: RunSpec, readers: int) -> tuple[StoredCa
     """The cases to train on, held in memory where they fit into it, and those that are held out."""
     configuration = spec.configuration
     prepared = places.prepared(configuration.preparation.key)
-    held = free_bytes() // RAM_PART // (1 + readers)
+    beside = _bytes_beside(spec)
+    held = max(0, free_bytes() - beside) // RAM_PART // (1 + readers)
     earlier = None
     if configuration.previous is not None:
         earlier = places.previous(spec.plan, spec.configuration_name, spec.run)
     seen = StoredCases(prepared, spec.train_cases, held, previous=earlier)
     return seen, StoredCases(prepared, spec.validation_cases, previous=earlier)
+
+
+def _bytes_beside(spec: RunSpec) -> int:
+    """What else lies in this machine's memory: the patches to score by and the copy of the state."""
+    configuration, network = spec.configuration, spec.configuration.network
+    train, shown = configuration.train, BatchSpec.of(configuration)
+    with torch.device("meta"):
+        state = state_bytes(train, parameters(build(network)))
+    return amount(shown, train.validation_batches, network.in_channels).nbytes + state
 
 
 def _pace_and_clock(
