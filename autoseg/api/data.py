@@ -64,6 +64,7 @@ def plan(
     planner: str = "autoseg",
     network: str = "plain",
     gpu_memory: float | None = None,
+    use_memory: bool = False,
     time: str | None = None,
     set: tuple[str, ...] = (),
     fingerprint: Path | None = None,
@@ -83,6 +84,7 @@ def plan(
     planner: autoseg, or nnunet for nnU-Net's own values
     network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
+    use_memory: fill the card's memory with larger patches and batches, for more time a fold
     time: training time to plan for on this machine's cores, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
     fingerprint: nnU-Net's dataset_fingerprint.json
@@ -95,7 +97,7 @@ def plan(
     from autoseg.errors import AutosegError
     from autoseg.flow import ask, make
 
-    asked = ask.request(planner, network, gpu_memory, time, set)
+    asked = ask.request(planner, network, gpu_memory, time, set, use_memory=use_memory)
     if fingerprint is not None or dataset_json is not None:
         return ask.nnunet_plan(asked, fingerprint, dataset_json, dataset)
     if dataset is None:
@@ -136,6 +138,7 @@ def plan_and_preprocess(
     planner: str = "autoseg",
     network: str = "plain",
     gpu_memory: float | None = None,
+    use_memory: bool = False,
     time: str | None = None,
     set: tuple[str, ...] = (),
     configuration: tuple[str, ...] = (),
@@ -151,6 +154,7 @@ def plan_and_preprocess(
     planner: autoseg, or nnunet for nnU-Net's own values
     network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
+    use_memory: fill the card's memory with larger patches and batches, for more time a fold
     time: training time to plan for on this machine's cores, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
     configuration: which ones to prepare (default: all of the plan)
@@ -162,7 +166,7 @@ def plan_and_preprocess(
     from autoseg.flow import ask, make
     from autoseg.stages.plan import Request
 
-    asked = ask.request(planner, network, gpu_memory, time, set)
+    asked = ask.request(planner, network, gpu_memory, time, set, use_memory=use_memory)
     request = None if asked == Request() else asked
     made = []
     for one in several(dataset):

@@ -167,6 +167,7 @@ def run(
     name: str = "default",
     network: str = "plain",
     gpu_memory: float | None = None,
+    use_memory: bool = False,
     set: tuple[str, ...] = (),
     output: Path | None = None,
     crf: bool = False,
@@ -186,6 +187,7 @@ def run(
     name: the plan's name
     network: a preset of `autoseg networks`, for a plan that is not made yet
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
+    use_memory: fill the card's memory with larger patches and batches, for more time a fold
     set: pin a value before the rules run, as --set batch_size=4
     output: the package (default: results/DATASET/DATASET.autoseg)
     crf: also try a conditional random field as postprocessing
@@ -199,7 +201,7 @@ def run(
     from autoseg.flow.run import run as run_everything
     from autoseg.stages.plan import Request
 
-    asked = ask.request("autoseg", network, gpu_memory, None, set)
+    asked = ask.request("autoseg", network, gpu_memory, None, set, use_memory=use_memory)
     job = job_of(dataset, root, plan=name, workers=workers, device=device)
     return run_everything(
         job,

@@ -13,19 +13,30 @@ from autoseg.stages.plan import Request
 
 
 def request(
-    planner: str, network: str, gpu_memory: float | None, time: str | None, pins: Sequence[str]
+    planner: str,
+    network: str,
+    gpu_memory: float | None,
+    time: str | None,
+    pins: Sequence[str],
+    *,
+    use_memory: bool = False,
 ) -> Request:
     """What is asked of the planner. Raises AutosegError for values that cannot be."""
     if planner not in ("autoseg", "nnunet"):
         raise AutosegError(f"--planner {planner!r} is unknown; use autoseg or nnunet")
     if gpu_memory is not None and not 0 < gpu_memory < math.inf:
         raise AutosegError(f"--gpu-memory {gpu_memory:g} must be positive and finite, in GB")
+    if use_memory and planner == "nnunet":
+        raise AutosegError(
+            "--use-memory is for --planner autoseg; nnunet always follows --gpu-memory"
+        )
     return Request(
         planner="nnunet" if planner == "nnunet" else "autoseg",
         network=network,
         gpu_memory_gb=gpu_memory,
         minutes=None if time is None else seconds_of(time) / 60,
         pins=parse_settings(pins),
+        use_memory=use_memory,
     )
 
 

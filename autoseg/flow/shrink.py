@@ -117,6 +117,7 @@ def _command(job: Job, name: str, asked: Request, pins: Mapping[str, Any]) -> st
     words = ["autoseg", "plan", "-d", job.places.name, "--name", name, "--network", asked.network]
     if asked.gpu_memory_gb is not None:
         words += ["--gpu-memory", f"{asked.gpu_memory_gb:g}"]
+    words += ["--use-memory"] if asked.use_memory else []
     if asked.minutes is not None:
         words += ["--time", f"{asked.minutes:g}min"]
     for key, value in {**asked.pins, **pins}.items():

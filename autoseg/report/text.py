@@ -117,7 +117,8 @@ def plan_text(plan: Plan) -> str:
                 reason = plan.why.get(f"configurations.{name}.network", "")
             lines.append(f"  {title:<11}{value}" + (f"\n             {reason}" if reason else ""))
         if c.cost is not None:
-            lines.append(f"  {'cost':<11}{fold_told(c.cost)}\n             {c.cost.source}")
+            reason = plan.why.get(f"configurations.{name}.cost", c.cost.source)
+            lines.append(f"  {'cost':<11}{fold_told(c.cost)}\n             {reason}")
     if total := total_told(plan):
         lines.append(f"\n{total}")
     return "\n".join(lines)

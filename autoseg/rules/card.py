@@ -1,8 +1,10 @@
 """What of a network fits a card: patch, batch, and whether activations are computed twice.
 
-Memory is a bound and not a goal to fill: the patch grows until one more step along any axis would
-not fit or a typical case is seen whole, the batch until one more sample would not fit or one step
-would show too much of the training set.
+Memory is a bound and not a goal to fill. By default a step holds no more than nnU-Net's own plan
+(`Work`), so that a fold costs as much on any card: the patch is nnU-Net's, or the nearest smaller one
+that fits. Without that bound the patch grows until one more step along any axis would not fit or a
+typical case is seen whole, the batch until one more sample would not fit or one step would show too
+much of the training set.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from autoseg.rules.topology import Topology, initial_patch
 LARGEST_SHARE = 0.05
 """Of the training voxels, at most so many are in one batch."""
 SMALLEST_BATCH = 2
+RECOMPUTED_SHARE = 0.975
+"""Of nnU-Net's voxels a step may hold so many that are computed twice: 1.3 times its operations."""
 SMALLEST_VOX = {2: 64 * 64, 3: 32**3}
 """A smaller patch, unless cases are so small, is not worth a training: the plan ends in an error."""
 USEFUL_VOX = {2: 256 * 256, 3: 96**3}
@@ -28,6 +32,25 @@ USEFUL_VOX = {2: 256 * 256, 3: 96**3}
 
 CardBytes = Callable[[NetworkSpec, Size, int], float]
 """(network, patch, batch) -> peak bytes of one training step."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step of nnU-Net's own plan holds, which a step of ours may: a batch of patches."""
+
+    patch_vox: Size
+    batch: int
+    share: float = LARGEST_SHARE
+    """Of the training voxels, at most so many are in one batch."""
+
+    @property
+    def voxels(self) -> int:
+        return self.batch * prod(self.patch_vox)
+
+    def most(self, patch_vox: Size, recompute: bool) -> int:
+        """How many samples of a patch are no more; computed twice, they are a third dearer."""
+        share = RECOMPUTED_SHARE if recompute else 1.0
+        return int(share * self.voxels / prod(patch_vox))
 
 
 @dataclass(frozen=True)
@@ -84,8 +107,11 @@ def fit_card(
     *,
     patch: Topology | None = None,
     batch: int | None = None,
+    work: Work | None = None,
 ) -> Fit:
     """Patch and batch of a network on a card; `patch` and `batch` are those that a person pinned.
+
+    With `work` a step holds no more than that, as far as the network's levels let it.
 
     Raises PlanError with the least memory that would do, or with the nearest patch that fits.
     """
@@ -93,8 +119,11 @@ def fit_card(
     found, chosen = None, asked is True
     told = "it would not do." if asked is None else "pinned by you"
     number = batch or SMALLEST_BATCH
+    enough = case.least(USEFUL_VOX)
+    if work is not None:
+        enough = min(enough, prod(work.patch_vox))
     for recompute in (False, True) if asked is None else (asked,):
-        tried = patch or largest_patch(draft, case, card, number, recompute)
+        tried = patch or largest_patch(draft, case, card, number, recompute, work)
         if patch is not None and card.reckoner(draft, recompute).real(patch, number) > card.usable:
             tried = None
         if tried is None or (found and prod(tried.patch_vox) <= prod(found.patch_vox)):
@@ -102,30 +131,46 @@ def fit_card(
         if asked is None:
             told = _recompute_why(found, tried, recompute, card)
         found, chosen = tried, recompute
-        if patch is not None or prod(found.patch_vox) >= case.least(USEFUL_VOX):
+        if patch is not None or prod(found.patch_vox) >= enough:
             break
     if found is None and batch is not None:
         found = patch
     if found is None:
         raise _nothing_fits(draft, case, card, patch, number)
     reckoner = card.reckoner(draft, chosen)
-    samples = _batch(reckoner, found, case, card, batch)
-    why = "pinned by you" if patch else _patch_why(reckoner, found, case, card, number)
+    samples = _batch(reckoner, found, case, card, batch, work, chosen)
+    why = "pinned by you" if patch else _patch_why(reckoner, found, case, card, number, work)
     return Fit(Decision(found, why), samples, Decision(chosen, told))
 
 
 def largest_patch(
-    draft: Draft, case: Case, card: Card, batch: int, recompute: bool
+    draft: Draft,
+    case: Case,
+    card: Card,
+    batch: int,
+    recompute: bool,
+    work: Work | None = None,
 ) -> Topology | None:
-    """The patch that cannot grow by a step along any axis, or None if no sensible one fits."""
+    """The patch that cannot grow by a step along any axis, or None if no sensible one fits.
+
+    With `work` it starts from nnU-Net's patch, grows no longer and holds no more.
+    """
     reckoner = card.reckoner(draft, recompute)
-    start = draft.exactly(initial_patch(draft.spacing_mm, case.median_vox), "a typical case")
+    wished = initial_patch(draft.spacing_mm, case.median_vox) if work is None else work.patch_vox
+    start = draft.exactly(wished, "a typical case")
+    longest = case.median_vox
+    if work is not None:
+        longest = tuple(map(min, case.median_vox, map(float, start.patch_vox)))
+    samples = SMALLEST_BATCH if work is None else max(SMALLEST_BATCH, min(batch, work.batch))
+
+    def allowed(topology: Topology) -> bool:
+        return work is None or work.most(topology.patch_vox, recompute) >= samples
 
     def fits(topology: Topology) -> bool:
-        return reckoner.fits(topology, batch)
+        return allowed(topology) and reckoner.fits(topology, batch)
 
     def really_fits(topology: Topology) -> bool:
-        return reckoner.fits(topology, batch, SHAPES)
+        return allowed(topology) and reckoner.fits(topology, batch, SHAPES)
 
     while True:
         found = start
@@ -135,11 +180,12 @@ def largest_patch(
                 if fits(tried):
                     break
         else:
+            # the least sensible patch is taken even if it is more than nnU-Net's work
             if reckoner.real(found, batch) > reckoner.limit:
                 return None
-        found = grown(found, case.median_vox, draft.on, fits)
+        found = grown(found, longest, draft.on, fits)
         if reckoner.confirms(found, batch):
-            larger = grown(found, case.median_vox, draft.on, really_fits)
+            larger = grown(found, longest, draft.on, really_fits)
             if larger is found or reckoner.confirms(larger, batch):
                 return larger
 
@@ -149,28 +195,42 @@ def _sensible(topology: Topology, case: Case) -> bool:
 
 
 def _batch(
-    reckoner: Reckoner, topology: Topology, case: Case, card: Card, pinned: int | None
+    reckoner: Reckoner,
+    topology: Topology,
+    case: Case,
+    card: Card,
+    pinned: int | None,
+    work: Work | None,
+    recompute: bool,
 ) -> Decision[int]:
-    """The largest batch that fits, within LARGEST_SHARE of the training voxels and at least 2."""
+    """The largest batch that fits, within `work` and its share of the voxels, at least 2."""
     if pinned is not None:
         cost = reckoner.real(topology, pinned)
         over = f"; it {_needs(cost, card)}: too much" if cost > card.usable else ""
         return Decision(pinned, f"pinned by you{over}")
     patch = sizes(topology.patch_vox)
-    cap = round(case.dataset_vox * LARGEST_SHARE / prod(topology.patch_vox))
+    share = LARGEST_SHARE if work is None else work.share
+    cap = round(case.dataset_vox * share / prod(topology.patch_vox))
     most = max(cap, SMALLEST_BATCH)
+    if work is not None:
+        most = max(min(most, work.most(topology.patch_vox, recompute)), SMALLEST_BATCH)
     if most > SMALLEST_BATCH and reckoner.guess(topology, most) is None:
         reckoner.real(topology, min(most, reckoner.filling(topology, SMALLEST_BATCH)))
     value = _filling(reckoner, topology, most)
     needs = _needs(reckoner.real(topology, value), card)
-    if cap < SMALLEST_BATCH:
+    if value == most and work is not None and most != cap:
         why = (
-            f"{LARGEST_SHARE:.0%} of the training set are {cap} patches of {patch}, but a batch "
+            f"{count(value * prod(topology.patch_vox))} voxels a step; nnU-Net's own plan shows "
+            f"{count(work.voxels)}, {work.batch} patches of {sizes(work.patch_vox)}; it {needs}."
+        )
+    elif cap < SMALLEST_BATCH:
+        why = (
+            f"{share:.0%} of the training set are {cap} patches of {patch}, but a batch "
             f"holds at least {SMALLEST_BATCH}; it {needs}."
         )
     elif value == cap:
         why = (
-            f"one step must not show more than {LARGEST_SHARE:.0%} of the training set's "
+            f"one step must not show more than {share:.0%} of the training set's "
             f"{count(case.dataset_vox)} voxels; it {needs}."
         )
     else:
@@ -191,9 +251,26 @@ def _filling(reckoner: Reckoner, topology: Topology, most: int) -> int:
             return value
 
 
-def _patch_why(reckoner: Reckoner, topology: Topology, case: Case, card: Card, batch: int) -> str:
+def _patch_why(
+    reckoner: Reckoner,
+    topology: Topology,
+    case: Case,
+    card: Card,
+    batch: int,
+    work: Work | None,
+) -> str:
     patch, needs = sizes(topology.patch_vox), _needs(reckoner.real(topology, batch), card)
     pairs = zip(topology.patch_vox, case.median_vox, strict=True)
+    if work is not None and topology.patch_vox == work.patch_vox:
+        return (
+            "nnU-Net's own for this grid; a larger one would make a fold dearer than nnU-Net's "
+            f"(--use-memory takes what fits). In a batch of {batch} it {needs}."
+        )
+    if work is not None:
+        return (
+            f"the nearest to nnU-Net's own {sizes(work.patch_vox)} that suits the network, fits and "
+            f"costs no more: in a batch of {batch} it {needs}."
+        )
     if all(edge >= typical for edge, typical in pairs):
         return (
             f"{patch} sees a median case of {sizes(case.median_vox)} whole, and in a batch of "

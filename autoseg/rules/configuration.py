@@ -4,8 +4,8 @@ Three ways lead to patch, batch and width: bytes on a card, time on cores, and n
 counts. What follows from them is decided alike.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -17,10 +17,11 @@ from autoseg.documents.presets.table import preset_named
 from autoseg.documents.settings import patched
 from autoseg.errors import PlanError
 from autoseg.rules import grid, nnunet
+from autoseg.rules.bound import element_budget, nnunet_preset, nnunet_work, reference_batch
 from autoseg.rules.budget import Budget, batch_size, fit_patch
-from autoseg.rules.card import Card, Case, fit_card
-from autoseg.rules.decision import Decision, Size, Spacing
-from autoseg.rules.draft import Draft, own_network
+from autoseg.rules.card import fit_card
+from autoseg.rules.decision import Decision, Size
+from autoseg.rules.draft import Draft
 from autoseg.rules.network import features
 from autoseg.rules.recipe import (
     CORE_MACS_PER_S,
@@ -35,93 +36,9 @@ from autoseg.rules.recipe import (
     spacing_for_cores,
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
+from autoseg.rules.setting import Setting
 from autoseg.rules.topology import Topology
-from autoseg.rules.world import FOLLOWS, Ask, Pins, World, card_precision, steady_spacing
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One configuration to be decided, and what it is decided from.
-
-    `inputs` are the network's channels. `dataset_vox` are all training voxels where they are not
-    those of as many median cases. `partial` says that patches see too little of a case for a Dice
-    of each sample.
-    """
-
-    name: str
-    fingerprint: Fingerprint
-    ask: Ask
-    pins: Pins
-    world: World
-    card: Card | None
-    inputs: int
-    dataset_vox: float | None = None
-    partial: bool = False
-
-    @property
-    def flat(self) -> bool:
-        return self.name == "2d"
-
-    @property
-    def spacing_mm(self) -> Spacing:
-        """Of the network's axes: two for a 2D one."""
-        return self.world.spacing_mm[1:] if self.flat else self.world.spacing_mm
-
-    @property
-    def median_vox(self) -> tuple[float, ...]:
-        return self.world.median_vox[1:] if self.flat else self.world.median_vox
-
-    @property
-    def cases(self) -> int:
-        return len(self.fingerprint.cases)
-
-    @property
-    def case(self) -> Case:
-        voxels = self.dataset_vox or prod(self.world.median_vox) * self.cases
-        return Case(self.median_vox, voxels)
-
-    @property
-    def on_cores(self) -> bool:
-        return self.ask.planner == "autoseg" and self.card is None
-
-    def pinned(self, key: str) -> Any:
-        return self.pins.of(self.name, key)
-
-    def number(self, key: str) -> int | None:
-        """A pinned whole number. Raises PlanError for anything else."""
-        value = self.pinned(key)
-        if value is None or (type(value) is int and value > 0):
-            return value
-        raise PlanError(f"{key} is pinned to {value!r}; give a whole number from 1 on")
-
-    @property
-    def draft(self) -> Draft:
-        """The network, as far as it is known before its patch is."""
-        changes = self.pins.network(self.name)
-        whole = changes.pop("", None)
-        network = None
-        if whole is not None:
-            if self.name in FOLLOWS:
-                changes["in_channels"] = self.inputs
-            if isinstance(whole, Mapping) and "recompute" in whole:
-                changes.setdefault("recompute", whole["recompute"])
-            network = own_network(whole, self.inputs, self.world.labels.outputs, changes)
-            if network.dimensions != len(self.spacing_mm):
-                if self.pins.by_name(self.name, "network"):
-                    raise PlanError(
-                        f"{self.name}.network has {network.dimensions} dimensions, but the "
-                        f"configuration {len(self.spacing_mm)}"
-                    )
-                network = None
-        return Draft(
-            self.ask.network,
-            self.inputs,
-            self.world.labels.outputs,
-            self.spacing_mm,
-            self.number("width"),
-            changes,
-            network,
-        )
+from autoseg.rules.world import World, card_precision, steady_spacing
 
 
 def gridded(setting: Setting, previous: Plan | None) -> tuple[Setting, dict[str, str]]:
@@ -177,14 +94,21 @@ def recipe_for(setting: Setting) -> tuple[Recipe, NetworkSpec]:
 
 
 def _card_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
-    """What fits the card by the bytes of a step."""
+    """nnU-Net's patch and batch, or what of them fits the card; all that fits where that is asked."""
     if setting.card is None:
         raise ValueError("a plan for a card needs a card")
-    fit = fit_card(draft, setting.case, setting.card, patch=fixed.topology, batch=fixed.batch_size)
+    work = nnunet_work(setting)
+    fit = fit_card(
+        draft, setting.case, setting.card, patch=fixed.topology, batch=fixed.batch_size,
+        work=None if setting.ask.use_memory else work,
+    )  # fmt: skip
     width = features(fit.topology.value.levels, draft.axes, fixed.width)
     authors = preset_named(setting.ask.network).training
+    reference = None
+    if work is not None:
+        reference = reference_batch(work, fit.topology.value.patch_vox)
     recipe = gpu_recipe(
-        fit.topology, fit.batch_size, width, planner="autoseg", fixed=fixed, authors=authors
+        fit.topology, fit.batch_size, width, fixed=fixed, authors=authors, reference=reference
     )
     why = {**recipe.why, "network.recompute": fit.recompute.why}
     return replace(recipe, why=why, recompute=fit.recompute.value)
@@ -192,7 +116,8 @@ def _card_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
 
 def _nnunet_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
     """What fits the card by nnU-Net's counts of convolution elements."""
-    budget, preset = element_budget(setting), nnunet_preset(setting.ask.network)
+    preset = nnunet_preset(setting.ask.network)
+    budget = element_budget(setting, preset, setting.ask.device.memory_gb)
     topology = (
         Decision(fixed.topology, "pinned by you")
         if fixed.topology
@@ -200,30 +125,7 @@ def _nnunet_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
     )
     batch = _nnunet_batch(fixed.batch_size, topology.value, budget, setting, preset)
     width = features(topology.value.levels, draft.axes, fixed.width)
-    return gpu_recipe(topology, batch, width, planner="nnunet", fixed=fixed)
-
-
-def nnunet_preset(network: str) -> nnunet.Preset:
-    """Raises PlanError for a network that nnU-Net does not know."""
-    preset_named(network)
-    if network not in nnunet.PRESETS:
-        raise PlanError(
-            f"nnU-Net's planner knows no {network}; take one of {', '.join(nnunet.PRESETS)}, or "
-            "--planner autoseg, which plans every network"
-        )
-    return nnunet.PRESETS[network]
-
-
-def element_budget(setting: Setting) -> Budget:
-    """nnU-Net's budget for a configuration."""
-    preset = nnunet_preset(setting.ask.network)
-    memory = setting.ask.device.memory_gb or preset.memory_gb
-    channels, labels = len(setting.fingerprint.channels), setting.world.labels
-    # nnU-Net reckons with the labels that dataset.json names, not with the network's outputs
-    named = (len(labels.regions) + 1 if labels.regions else labels.count) + (
-        labels.ignore is not None
-    )
-    return nnunet.element_budget(preset, len(setting.spacing_mm), channels, named, memory)
+    return gpu_recipe(topology, batch, width, fixed=fixed)
 
 
 def _nnunet_batch(

@@ -17,20 +17,15 @@ from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Cost, Plan, parse_plan
 from autoseg.documents.presets.table import preset_named
 from autoseg.errors import PlanError
+from autoseg.rules.bound import element_budget, nnunet_exaflop, nnunet_preset, nnunet_work
 from autoseg.rules.budget import fit_patch
 from autoseg.rules.card import SMALLEST_BATCH, Card, largest_patch
 from autoseg.rules.cascade import BELOW_SHARE, PatchAt, low_resolution
-from autoseg.rules.configuration import (
-    Setting,
-    document_for,
-    element_budget,
-    gridded,
-    nnunet_preset,
-    recipe_for,
-)
+from autoseg.rules.configuration import document_for, gridded, recipe_for
 from autoseg.rules.decision import Size, Spacing, sizes
 from autoseg.rules.grid import median_shape
 from autoseg.rules.recipe import Recipe
+from autoseg.rules.setting import Setting
 from autoseg.rules.work import fold_cost
 from autoseg.rules.world import (
     CONFIGURATIONS,
@@ -90,6 +85,7 @@ def make_plan(fingerprint: Fingerprint, ask: Ask, previous: Plan | None = None) 
         cost = _cost(found, made["train"])
         if cost is not None:
             made["cost"] = cost.dump()
+            said |= _cost_why(found, cost)
         configurations[name] = made
         why |= {f"configurations.{name}.{key}": text for key, text in said.items()}
     if ask.device.memory_gb is not None:
@@ -123,6 +119,20 @@ def _cost(found: Decided, train: dict[str, Any]) -> Cost | None:
         found.network, patch.patch_vox, train, setting.ask.device,
         step_s=recipe.step_s, step_bytes=step_bytes,
     )  # fmt: skip
+
+
+def _cost_why(found: Decided, cost: Cost) -> dict[str, str]:
+    """On a card, how a fold's cost compares with that of nnU-Net's own plan for the same data."""
+    if found.setting.ask.device.memory_gb is None:
+        return {}
+    work = nnunet_work(found.setting)
+    theirs = None if work is None else nnunet_exaflop(found.setting, work)
+    if work is None or not theirs:
+        return {}
+    return {
+        "cost": f"{cost.exaflop / theirs:.2g} times the {theirs:.3g} exaFLOP of nnU-Net's own plan for "
+        f"these data, {work.batch} patches of {sizes(work.patch_vox)} a step; {cost.source}."
+    }
 
 
 def _label_reasons(labels: LabelSet) -> dict[str, str]:
@@ -207,7 +217,7 @@ def _low_setting(full: Decided, previous: Plan | None) -> tuple[Setting | None, 
 def _patch_at(low: Setting, full: Decided) -> PatchAt:
     """The patch that a coarser grid would get."""
     if low.card is None:
-        budget = element_budget(low)
+        budget = element_budget(low, nnunet_preset(low.ask.network), low.ask.device.memory_gb)
         return lambda spacing, median: fit_patch(spacing, median, budget).value.patch_vox
     card, patch = low.card, full.recipe.topology.value.patch_vox
     batch = low.number("batch_size") or SMALLEST_BATCH
@@ -220,7 +230,8 @@ def _patch_at(low: Setting, full: Decided) -> PatchAt:
         pinned = there.pinned("patch_vox")
         if pinned is not None:
             return tuple(pinned)
-        found = largest_patch(there.draft, there.case, card, batch, full.recipe.recompute)
+        work = None if low.ask.use_memory else nnunet_work(there)
+        found = largest_patch(there.draft, there.case, card, batch, full.recipe.recompute, work)
         return patch if found is None else found.patch_vox
 
     return patch_at

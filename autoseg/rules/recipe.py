@@ -1,7 +1,7 @@
 """How long, how fast and with what is a network trained, and how is its patch disturbed?
 
-On a card the patch fills the memory and the schedule is long; on cores the width, the patch and
-the batch follow from the time that there is.
+On a card patch, batch and schedule are nnU-Net's as far as memory holds them; on cores the width,
+the patch and the batch follow from the time that there is.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,7 @@ from autoseg.rules.sides import mirror_axes, paired_labels, pairs_told
 from autoseg.rules.topology import Topology, initial_patch
 from autoseg.rules.world import Ask, World
 
-NNUNET_STEPS = 250_000
-CARD_STEPS = 125_000
+NNUNET_STEPS, NNUNET_RATE = 250_000, 0.01
 CORE_MINUTES = 60.0
 """Without a card and without --time, a fold is planned to take this long."""
 LEAST_STEPS, MOST_VIEWS = 100, 300
@@ -142,28 +141,39 @@ def gpu_recipe(
     batch: Decision[int],
     width: Decision[Size],
     *,
-    planner: Literal["autoseg", "nnunet"],
     fixed: Fixed,
     authors: Mapping[str, float | str] | None = None,
+    reference: int | None = None,
 ) -> Recipe:
     """nnU-Net's optimiser and schedule, or those of the network's `authors`.
 
-    The default planner halves nnU-Net's length.
+    The rate belongs to a batch of `reference`. A larger one gets a higher rate and as many steps
+    less as show the same number of samples; a smaller one keeps both, as nnU-Net trains batches of
+    2 and of hundreds alike.
     """
-    steps = fixed.steps or (NNUNET_STEPS if planner == "nnunet" else CARD_STEPS)
-    why = "nnU-Net's 1000 epochs of 250 steps."
-    if fixed.steps:
-        why = "pinned by you"
-    elif planner == "autoseg":
-        why = (
-            "half of nnU-Net's 1000 epochs: in published curves 500 epochs cost 0 to 2 points of "
-            "Dice against 1000 (nnActive's results), at half the time."
-        )
-    training: dict[str, Any] = {"steps": steps, "validate_every": 250, **(authors or {})}
-    said = {"train.steps": why}
+    steps, why = NNUNET_STEPS, "nnU-Net's 1000 epochs of 250 steps."
+    training: dict[str, Any] = dict(authors or {})
+    said: dict[str, str] = {}
     if authors:
         said["train.optimiser"] = "as the network's authors trained it, and not nnU-Net's."
-    return Recipe(topology, batch, width, training, said)
+    if reference is not None and batch.value > reference:
+        times = batch.value / reference
+        rate = float(training.get("lr", NNUNET_RATE))
+        steps = max(LEAST_STEPS, round(steps / times))
+        why = (
+            f"nnU-Net's {NNUNET_STEPS:,} steps in batches of {reference} show as many samples as "
+            f"{steps:,} in batches of {batch.value}."
+        )
+        training |= {"lr": float(f"{rate * times**0.5:.2g}"), "warmup_share": WARMUP_SHARE}
+        said["train.lr"] = (
+            f"{rate:g} belongs to a batch of {reference}; one of {batch.value} gets the root of their "
+            "ratio more (Krizhevsky 2014, arXiv:1404.5997), after a warm-up (Goyal et al. 2017, "
+            "arXiv:1706.02677)."
+        )
+    if fixed.steps:
+        steps, why = fixed.steps, "pinned by you"
+    training |= {"steps": steps, "validate_every": min(250, max(20, round(steps / 40)))}
+    return Recipe(topology, batch, width, training, {"train.steps": why, **said})
 
 
 def spacing_for_cores(

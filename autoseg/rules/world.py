@@ -89,6 +89,8 @@ class Ask:
     minutes: float | None = None
     pins: Mapping[str, Any] = field(default_factory=dict)
     device: Device = Device(None, "no card is there")
+    use_memory: bool = False
+    """Fill a card's memory, at whatever cost of time, instead of keeping to nnU-Net's work."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Request:
     gpu_memory_gb: float | None = None
     minutes: float | None = None
     pins: Mapping[str, Any] = field(default_factory=dict)
+    use_memory: bool = False
 
 
 def card_there(device: str | None) -> "tuple[torch.device, CardFacts] | None":
@@ -160,7 +161,10 @@ def current_plan(
         if old is None or old["made"] != sha256_json(read_json(path)):
             return _edited(path, name, request)
         earlier = Stamp(**old["stamp"])
-        asked = request or Request(**earlier.options)
+        kept_request = Request(**earlier.options)
+        # an option that did not exist then was not asked for
+        earlier = replace(earlier, options=asdict(kept_request))
+        asked = request or kept_request
         wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
         reasons = differences(earlier, wanted)
         if not reasons:
@@ -181,6 +185,7 @@ def current_plan(
             minutes=asked.minutes,
             pins=asked.pins,
             device=found,
+            use_memory=asked.use_memory,
         )
         made = make_plan(fingerprint, ask, previous)
     made.write(path)

@@ -53,7 +53,7 @@ def test_a_cascade_that_would_not_fit_is_planned_for_itself() -> None:
     def dear(network, patch_vox, batch) -> float:
         return bytes_of(network, patch_vox, batch) * network.in_channels
 
-    made = make_plan(large(), Ask(device=Device(16.0, "given by you", dear)))
+    made = make_plan(large(), Ask(device=Device(16.0, "given by you", dear), use_memory=True))
     full, cascade = (made.configurations[n] for n in ("3d_fullres", "3d_cascade_fullres"))
     assert prod(cascade.patch_vox) < prod(full.patch_vox)
 
