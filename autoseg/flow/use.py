@@ -160,8 +160,8 @@ def _part(
     """One process' share of a prediction."""
     import torch
 
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
+    # on cards too: scans are prepared, cleaned and at times restored on the processor
+    torch.set_num_threads(threads)
     return _recorded(share, device, profile)
 
 

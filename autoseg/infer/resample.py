@@ -4,8 +4,7 @@ The matrices are the same; a channel goes through whole, since a card that holds
 for one channel of a scan. Products are in full float32, whatever precision is set for networks.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -21,6 +20,7 @@ from autoseg.image.resample import (
     blocks_of,
     checked_shape,
 )
+from autoseg.infer.exact import exact_products
 from autoseg.infer.together import ALONE
 
 COPIES = 3
@@ -47,7 +47,7 @@ def resample_image(
     new_shape = checked_shape(image.shape[1:], shape)
     apart = resample.separate_axis(spacing_mm, target_mm, separate_z_above)
     out = torch.empty((len(image), *new_shape), dtype=torch.float32, device=image.device)
-    with torch.no_grad(), _exact_products():
+    with torch.no_grad(), exact_products():
         for channel, result in zip(image, out):
             if tuple(channel.shape) == new_shape:
                 result.copy_(channel)
@@ -61,7 +61,7 @@ def resample_image(
 
 def resampling_on(device: torch.device) -> Resampling:
     """How scans get to their grid where networks run on `device`: there, if it is a card."""
-    return resample.resample_image if device.type == "cpu" else OnDevice(device)
+    return OnDevice(device) if is_card(device) else resample.resample_image
 
 
 class OnDevice:
@@ -107,20 +107,6 @@ class OnDevice:
         """Raises OutOfMemoryError where networks that run meanwhile would be left too little."""
         if is_card(self.device) and needed_bytes > SHARE * free_card_bytes(self.device):
             raise torch.OutOfMemoryError("the card is left to the networks")
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Matrix products in float32: a card's TF32 keeps ten bits, three digits.
-
-    Holds for all threads; a network that runs meanwhile is but more exact.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _resized(source: Tensor, shape: tuple[int, ...], order: int, clip: tuple[int, ...]) -> Tensor:

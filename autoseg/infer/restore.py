@@ -3,20 +3,23 @@
 Logits are resampled linearly, along a coarse axis by the nearest slice, as nnU-Net exports them;
 but row by row of axis 0, from slabs that come one after another, so that memory never holds more
 than a few rows of all classes. Every voxel is a mean of its neighbours whatever rows are asked for
-together, so that the same logits give the same bits.
+together, so that the same logits give the same bits. Logits on a card are worked on there; where
+its memory ends, from that row on in main memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.device import release_card_memory
 from autoseg.documents.labels import LabelSet
 from autoseg.image.resample import separate_axis
 from autoseg.infer.meaning import EVEN, Slab
 from autoseg.infer.rows import Mixing, Source
+from autoseg.infer.together import NoRoom
 from autoseg.infer.winners import Winners
 
 SLAB_BYTES = 64 << 20
@@ -60,14 +63,33 @@ def restored(
     elsewhere = torch.tensor(outside, dtype=torch.float32, device=source.device)
     (top, bottom), (y0, y1), (x0, x1) = box
     whole = (y1 - y0, x1 - x0) == tuple(full_shape[1:])
-    for start in range(0, full_shape[0], rows):
-        stop = min(start + rows, full_shape[0])
+
+    def in_main_memory() -> Mixing:
+        _leave_card(source)
+        return Mixing(shape_vox, crop, apart, source.device)
+
+    def begun(start: int, stop: int) -> Tensor:
         chunk = torch.empty((*source.lead, stop - start, *full_shape[1:]), device=source.device)
         if not whole or start < top or stop > bottom:
-            chunk[...] = elsewhere.view(-1, 1, 1, 1)
+            chunk[...] = elsewhere.to(chunk.device).view(-1, 1, 1, 1)
+        return chunk
+
+    def mixed(row: int) -> Tensor:
+        low, high = source.pair(*mixing.needed(row - top))
+        return mixing.plane(low, high, row - top)
+
+    for start in range(0, full_shape[0], rows):
+        stop = min(start + rows, full_shape[0])
+        chunk = _made(lambda: begun(start, stop))  # noqa: B023
+        while chunk is None:
+            mixing = in_main_memory()
+            chunk = _made(lambda: begun(start, stop))  # noqa: B023
         for row in range(max(start, top), min(stop, bottom)):
-            low, high = source.pair(*mixing.needed(row - top))
-            chunk[..., row - start, y0:y1, x0:x1] = mixing.plane(low, high, row - top)
+            plane = _made(lambda: mixed(row))  # noqa: B023
+            while plane is None:
+                mixing, chunk = in_main_memory(), chunk.cpu()
+                plane = _made(lambda: mixed(row))  # noqa: B023
+            chunk[..., row - start, y0:y1, x0:x1] = plane
         yield slice(start, stop), chunk
         del chunk  # the caller alone decides how long it lives
 
@@ -103,21 +125,47 @@ def classes_on(
 
         return Winners(read, shape_vox, crop, apart, source.device)
 
-    # a region is a competition of its own, against what is no more than one half
-    each = [
-        winners(None if not labels.regions else at) for at in range(max(1, len(labels.regions)))
-    ]
-    found = np.zeros(tuple(full_shape), np.int16)
-    (top, bottom), (y0, y1), (x0, x1) = box
-    for row in range(top, bottom):
-        won = [one.row(row - top) for one in each]
+    def competitions() -> list[Winners]:
+        # a region is a competition of its own, against what is no more than one half
+        count = len(labels.regions)
+        return [winners(at) for at in range(count)] if count else [winners(None)]
+
+    def highest(row: int) -> Tensor:
+        won = [one.row(row) for one in each]
         classes = won[0]
         if labels.regions:
             classes = torch.zeros_like(classes)
             for inside, region in zip(won, labels.regions, strict=True):
                 classes[inside > 0] = region.paint
+        return classes
+
+    each = competitions()
+    found = np.zeros(tuple(full_shape), np.int16)
+    (top, bottom), (y0, y1), (x0, x1) = box
+    for row in range(top, bottom):
+        classes = _made(lambda: highest(row - top))  # noqa: B023
+        while classes is None:
+            each.clear()
+            _leave_card(source)
+            each = competitions()
+            classes = _made(lambda: highest(row - top))  # noqa: B023
         found[row, y0:y1, x0:x1] = classes.cpu().numpy()
     return found
+
+
+def _made(make: Callable[[], Tensor]) -> Tensor | None:
+    """What is made on a card, or None where its memory ends; what was half made is gone by then."""
+    try:
+        return make()
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _leave_card(source: Source) -> None:
+    """Go on in main memory. Raises NoRoom if that was done already."""
+    if not source.leave_card():
+        raise NoRoom("there is no room to bring logits to the grid of the scan")
+    release_card_memory()
 
 
 def _held(logits: Tensor) -> Tensor:

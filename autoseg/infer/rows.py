@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoseg.image.resample import axis_operator
+from autoseg.infer.exact import exact_products
 from autoseg.infer.meaning import Slab
 
 BAND = 32
@@ -62,6 +63,7 @@ class Source:
         self.shape = tuple(shape_vox)
         self.held: deque[Slab] = deque()
         self.pulled = 0
+        self.in_main_memory = False
         self._pull()
         first = self.held[0][1]
         self.lead, self.device = tuple(first.shape[:-3]), first.device
@@ -74,9 +76,18 @@ class Source:
         self._drop(low)
         return self._row(low), self._row(high)
 
+    def leave_card(self) -> bool:
+        """Hold rows in main memory from here on; False if that is so already."""
+        if self.in_main_memory:
+            return False
+        self.in_main_memory, self.device = True, torch.device("cpu")
+        self.held = deque((rows, slab.cpu()) for rows, slab in self.held)
+        return True
+
     def _row(self, index: int) -> Tensor:
         rows, slab = next(held for held in self.held if index < held[0].stop)
-        return slab[..., index - rows.start, :, :].float()
+        # slabs may have left the card before their rows do
+        return slab[..., index - rows.start, :, :].to(self.device).float()
 
     def _drop(self, before: int) -> None:
         while self.held and self.held[0][0].stop <= before:
@@ -94,7 +105,7 @@ class Source:
                 f"logits of {self.shape} are expected, after {self.pulled} rows came "
                 f"{'nothing' if slab is None else f'rows {rows.start} to {rows.stop} of {found}'}"
             )
-        self.held.append((rows, slab))
+        self.held.append((rows, slab.cpu() if self.in_main_memory else slab))
         self.pulled = rows.stop
 
 
@@ -141,8 +152,9 @@ class Mixing:
             return plane
         lines = plane.reshape(-1, plane.shape[-1])
         new = torch.empty((len(lines), self._bands[-1].new.stop), device=plane.device)
-        for band in self._bands:
-            torch.mm(lines[:, band.old], band.weights, out=new[:, band.new])
+        with exact_products():
+            for band in self._bands:
+                torch.mm(lines[:, band.old], band.weights, out=new[:, band.new])
         return new.view(*plane.shape[:-1], -1)
 
     def columns(self, plane: Tensor, part: slice = ALL, scratch: Scratch | None = None) -> Tensor:

@@ -6,7 +6,8 @@ card as many as its free memory holds, by what one sample took there; half of th
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -26,6 +27,33 @@ CARD_MOST = 64
 
 ALONE = threading.Lock()
 """Held while a card is measured, and by a reader's thread while it computes there."""
+
+
+class NoRoom(AutosegError):
+    """A card's memory does not hold what prediction needs at the least."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what}; {FREE_IT}")
+
+    def __reduce__(self) -> tuple[type["NoRoom"], tuple[str]]:
+        return type(self), (self.what,)  # a worker's error reaches the process that asked
+
+
+@contextmanager
+def explained(device: torch.device) -> Iterator[None]:
+    """Raises NoRoom where a card's memory ends in the block, and nothing smaller could be tried."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free = free_card_bytes(device) / 2**30
+        raise NoRoom(f"{device} has no room for this ({free:.2f} GiB of it are free)") from None
+
+
+FREE_IT = (
+    "close other programs that use the card, give --device cpu, or use a model with a smaller patch "
+    "(planned with a smaller --gpu-memory)"
+)
 
 Speaker = Callable[[Tensor], Sequence[Tensor]]
 """A network: a float32 batch (N, C, *patch) to a list of logits, finest first."""
@@ -52,7 +80,7 @@ class Together:
     def said(self, net: Speaker, batch: Tensor) -> Tensor | None:
         """The finest logits (N, K, *patch), float32; None where the card had no room for so many.
 
-        `size` is smaller then. Raises AutosegError if there is no room for one.
+        `size` is smaller then. Raises NoRoom if there is no room for one.
         """
         if self.on_cores:
             return net(batch)[0].float()
@@ -63,9 +91,9 @@ class Together:
             logits, taken = _measured(self.device, lambda: net(batch)[0].float())
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise AutosegError(
+                raise NoRoom(
                     f"{self.device} has no room for one patch of {' x '.join(map(str, shape[1:]))} "
-                    "voxels; close other programs that use it, or give --device cpu"
+                    f"voxels ({free_card_bytes(self.device) / 2**30:.2f} GiB of its memory are free)"
                 ) from None
             self._sizes[shape] = len(batch) // 2
         else:

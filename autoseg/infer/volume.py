@@ -3,9 +3,12 @@
 A network is any callable from a float32 batch (N, C, *patch) to a list of logits, finest first; its
 precision and memory layout are its own affair. Tiles go along axis 0 last, so that the rows that
 no later tile touches are finished and handed on: memory holds the sums of one patch's depth.
+On a card they stay there, to be brought to the scan's grid; where its memory ends, they go to main
+memory, then fewer tiles are looked at together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
 from math import prod
 from typing import NamedTuple
@@ -15,17 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoseg.device import release_card_memory
 from autoseg.documents.plan import Configuration, Prediction
 from autoseg.infer.air import Skipped
 from autoseg.infer.meaning import Slab
 from autoseg.infer.tiles import axis_total, positions, tile_weights
-from autoseg.infer.together import Speaker, Together
+from autoseg.infer.together import NoRoom, Speaker, Together
 from autoseg.timing import part
 
 Image = NDArray[np.float32] | Tensor
 
 HANDED_BYTES = 64 << 20
 """Finished rows are handed on in pieces of at most so much, or single rows."""
+AHEAD = 2
+"""A card is given so many groups of tiles before the first of them is waited for."""
 
 
 def logit_slabs(
@@ -42,16 +48,16 @@ def logit_slabs(
     together: Together | None = None,
     skipped: Skipped | None = None,
 ) -> Iterator[Slab]:
-    """Mean logits (K, rows, Y, X) in main memory and their rows of axis 0, in order.
+    """Mean logits (K, rows, Y, X) on the device and their rows of axis 0, in order.
 
     `image` is a prepared image (C, Z, Y, X), which may be a memory map. With `apart` a slab is
     (F, K, rows, Y, X): each network's own mean over tiles and mirrored copies, and the sums take F
     times the memory. A patch of two numbers belongs to 2D networks: each slice of axis 0 is an image
     of its own. `mirror_axes` are axes of the patch, and are used where the prediction's `mirror` is
-    set. The sums are kept on `device`, in main memory where the card has no room for them. `divisor`
+    set. The sums, and so the logits, lie in main memory where the card has no room for them. `divisor`
     is what the edges of a tile must be multiples of, for volumes segmented in one piece. `together`
     says how many samples the networks are shown at once, and remembers it from scan to scan; of
-    what is `skipped` its background is said.
+    what is `skipped` its background is said. Raises NoRoom where not even one tile fits.
     """
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
@@ -68,12 +74,15 @@ def logit_slabs(
     shape = (len(image), *(patch[1:] if len(patch_vox) == 2 else patch))
     places = _every_tile(sums, patch, prediction.tile_step, skipped)
     at_least = prediction.tile_batch
+    send = _Sender(torch.device(device))
+
+    def weighed(some: Sequence[Tensor]) -> Tensor:
+        tiles = send(torch.stack(list(some))).view(-1, *shape)
+        return _weighted(nets, tiles, flips, together, at_least, weights, lead)
+
     while group := _group(places, max(at_least, -(-together.size(shape) // len(flips)))):
         asked = [_tile(padded, place.corner, patch) for place in group if not place.air]
-        spoken: Iterator[Tensor] = iter(())
-        if asked:
-            tiles = torch.stack(asked).to(device).view(-1, *shape)
-            spoken = iter(_weighted(nets, tiles, flips, together, at_least, weights, lead))
+        spoken = _within_memory(weighed, asked, sums)
         for corner, empty in group:
             yield from sums.finished(corner[0])
             with part("accumulate"):
@@ -98,7 +107,7 @@ class _Sums:
         device: torch.device | str,
     ) -> None:
         self.shape, self.kept, self.patch = tuple(shape), tuple(kept), tuple(patch)
-        self.sums = _zeros((*lead, patch[0], *self.shape[1:]), device)
+        self.sums, self.in_main_memory = _zeros((*lead, patch[0], *self.shape[1:]), device)
         self.totals = [
             torch.from_numpy(axis_total(n, p, prediction.tile_step, prediction.sigma_scale))
             .to(self.sums.device)
@@ -130,13 +139,30 @@ class _Sums:
             for rows in self._places(start, self.done):
                 self.sums[..., rows, :, :] = 0
 
+    def leave_card(self) -> bool:
+        """Go on in main memory; False if the sums lie there already."""
+        if self.in_main_memory:
+            return False
+        self.sums, self.totals = self.sums.cpu(), [total.cpu() for total in self.totals]
+        self.in_main_memory = True
+        release_card_memory()
+        return True
+
     def _mean(self, start: int, stop: int) -> Tensor:
-        """Rows of the mean (..., K, rows, Y, X) without the padding, in main memory."""
+        """Rows of the mean (..., K, rows, Y, X) without the padding."""
+        try:
+            return self._mean_there(start, stop)
+        except torch.OutOfMemoryError:
+            if not self.leave_card():
+                raise
+        return self._mean_there(start, stop)
+
+    def _mean_there(self, start: int, stop: int) -> Tensor:
         _, y, x = self.kept
         mean = torch.cat([self.sums[..., rows, y, x] for rows in self._places(start, stop)], -3)
         for total, kept in zip(self.totals, (slice(start, stop), y, x), strict=True):
             mean /= total[kept]
-        return mean.cpu()
+        return mean
 
     def _places(self, start: int, stop: int) -> list[slice]:
         """Where rows of the volume lie: one piece, or two around the end."""
@@ -231,6 +257,52 @@ def _copies(tiles: Tensor, samples: Sequence[tuple[int, tuple[int, ...]]]) -> Te
     return batch
 
 
+class _Sender:
+    """Sends tiles to a device; to a card without waiting for the tiles before, but AHEAD of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.under_way: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        if self.device.type != "cuda" or tiles.device.type != "cpu":
+            return tiles.to(self.device)
+        stream = torch.cuda.current_stream(self.device)
+        self.under_way.append(stream.record_event())
+        while len(self.under_way) > AHEAD:
+            self.under_way.popleft().synchronize()
+        # a copy out of memory that is not pinned would wait for all that the card has to do
+        return tiles.pin_memory().to(self.device, non_blocking=True)
+
+
+def _within_memory(
+    weighed: Callable[[Sequence[Tensor]], Tensor], asked: Sequence[Tensor], sums: _Sums
+) -> Iterator[Tensor]:
+    """What tiles add to the sums, one after another; as many together as the memory holds.
+
+    Where it ends, first the sums leave the card, then the tiles are halved. Raises NoRoom where one
+    tile does not fit.
+    """
+    waiting = [asked] if asked else []
+    while waiting:
+        some, found, reason = waiting.pop(0), None, ""
+        try:
+            found = weighed(some)
+        except NoRoom as error:
+            reason = error.what
+        except torch.OutOfMemoryError:
+            reason = "the card has no room for one tile and what is made of it"
+        if found is not None:
+            yield from found
+        elif sums.leave_card():
+            waiting.insert(0, some)
+        elif len(some) > 1:
+            release_card_memory()
+            waiting[:0] = [some[: len(some) // 2], some[len(some) // 2 :]]
+        else:
+            raise NoRoom(reason)
+
+
 @torch.inference_mode()
 def _weighted(
     nets: Sequence[Speaker],
@@ -301,9 +373,9 @@ def _tile(image: Image, corner: Sequence[int], patch: Sequence[int]) -> Tensor:
     return tile if isinstance(tile, Tensor) else torch.from_numpy(np.array(tile))
 
 
-def _zeros(shape: Sequence[int], device: torch.device | str) -> Tensor:
-    """Sums of zero on the device, or in main memory where it has no room."""
+def _zeros(shape: Sequence[int], device: torch.device | str) -> tuple[Tensor, bool]:
+    """Sums of zero on the device, or in main memory where it has no room; whether they are there."""
     try:
-        return torch.zeros(shape, dtype=torch.float32, device=device)
+        return torch.zeros(shape, dtype=torch.float32, device=device), False
     except torch.OutOfMemoryError:
-        return torch.zeros(shape, dtype=torch.float32)
+        return torch.zeros(shape, dtype=torch.float32), True

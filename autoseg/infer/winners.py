@@ -6,7 +6,8 @@ keep an order. So most voxels need no interpolation. In the cells between old vo
 only the classes count whose best corner reaches what another class has at its worst; these are
 compared as skimage would have computed them: in scipy's order of float64 operations, rounded to
 float32, the lower class of equals. Where too much is in question, a whole row is interpolated, and
-only what float32 cannot tell apart is computed in that order.
+only what float32 cannot tell apart is computed in that order. A card interpolates all rows as a
+whole: the choice of what needs it costs a card more than the interpolation.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoseg.device import is_card
 from autoseg.image.resample import axis_operator
+from autoseg.infer.exact import exact_products
 from autoseg.infer.rows import Mixing
 
 NEAR = 2.0**-22
@@ -30,6 +33,8 @@ EXPECTED = 3
 """About so many classes are in question where any are."""
 PAIRS = 1 << 19
 """So many scores are computed together."""
+CARD_PAIRS = 1 << 23
+"""The same on a card, 32 MiB: each piece waits for it once."""
 PLANES = 1 << 16
 """So many scores are looked at together: small pieces of memory are used again at once."""
 CODES = 1 << 12
@@ -105,7 +110,7 @@ class Winners:
         device: torch.device,
     ) -> None:
         """Linear interpolation, along the axis `apart` by the nearest slice."""
-        self.read = read
+        self.read, self.dense = read, is_card(device)
         self.mixing = Mixing(shape_vox, new_shape, apart, device)
         self.z, self.y, self.x = (
             cells_of(n, m, 0 if axis == apart else 1, device)
@@ -146,8 +151,12 @@ class Winners:
         if missing:
             planes = dict(zip((low, high), self.read(low, high), strict=True))
             self.rows = {at: row for at, row in self.rows.items() if at in (low, high)}
-            self.rows |= {at: _seen(planes[at]) for at in missing}
+            look = _unseen if self.dense else _seen
+            self.rows |= {at: look(planes[at]) for at in missing}
         self.at = low, high
+        self.crowded = self.dense
+        if self.dense:
+            return
         one, other = self.rows[low], self.rows[high]
         lowest = torch.minimum(one.lowest, other.lowest)
         highest = torch.maximum(one.highest, other.highest)
@@ -241,7 +250,7 @@ class Winners:
         height, width = len(self.y.of), len(self.x.of)
         found = torch.empty((height, width), dtype=torch.int16, device=lines.device)
         margin = ROUGH * max(one.size, other.size)
-        at_once = max(1, PAIRS // (len(lines) * width))
+        at_once = max(1, (CARD_PAIRS if self.dense else PAIRS) // (len(lines) * width))
         room = len(lines) * width * min(at_once, height)
         if len(self.scratch[0]) < room:
             self.scratch = (lines.new_empty(room), lines.new_empty(room))
@@ -254,6 +263,12 @@ class Winners:
                 voxel, names = torch.nonzero(near[:, unclear].t(), as_tuple=True)
                 self._settle(found, number, unclear + start * width, voxel, names)
         return found
+
+
+def _unseen(values: Tensor) -> _Row:
+    """A row of which all is interpolated: but its size is asked for."""
+    values, none = values.contiguous(), values.new_empty(0)
+    return _Row(values, none, none, none, float(values.abs().max()))
 
 
 def _seen(values: Tensor) -> _Row:
@@ -278,7 +293,8 @@ def _near(values: Tensor, margin: float, scratch: Tensor) -> tuple[Tensor, Tenso
     # numbers, for torch compares into booleans, counts and picks several times more slowly
     near = torch.ge(values, needed, out=scratch[: values.numel()].view(values.shape))
     codes = torch.arange(len(values), dtype=torch.float32, device=values.device) + CODES
-    found = (codes @ near).sub_(CODES)
+    with exact_products():
+        found = (codes @ near).sub_(CODES)
     unclear = _where(found >= CODES)
     found[unclear] = 0
     return found.clamp_(min=0).to(torch.int16), near, unclear

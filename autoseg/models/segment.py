@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autoseg.data.prepare import Prepared
 from autoseg.data.previous import one_hot, prepare_previous
+from autoseg.device import free_card_bytes
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.model import Member, Precision
 from autoseg.documents.onnx import ENDING
@@ -28,7 +29,7 @@ from autoseg.image.volume import Grid
 from autoseg.infer.air import Air, Skipped
 from autoseg.infer.meaning import Slab, certain_background, painted, probabilities
 from autoseg.infer.restore import Box, classes_on, restored, rows_at_once
-from autoseg.infer.together import Speaker, Together
+from autoseg.infer.together import NoRoom, Speaker, Together, explained
 from autoseg.infer.uncertainty import Score, entropy, fold_variance
 from autoseg.infer.volume import logit_slabs
 from autoseg.learn.variants import Variant
@@ -83,7 +84,16 @@ class Voice:
             if weights[0].suffix == ENDING:
                 self.nets = speakers(member, weights, device, precision)
             else:
-                self.nets = [self._speaker(path) for path in weights]
+                self.nets = self._speakers(weights)
+
+    def _speakers(self, weights: Sequence[Path]) -> list[Speaker]:
+        """The networks of all folds. Raises NoRoom where the device does not hold them."""
+        try:
+            return [self._speaker(path) for path in weights]
+        except torch.OutOfMemoryError:
+            pass
+        free = free_card_bytes(self.device) / 2**30
+        raise NoRoom(f"{self.device} has no room for {len(weights)} networks ({free:.2f} GiB free)")
 
     def _speaker(self, path: Path) -> Speaker:
         """The network whose weights are in a file, computed by torch."""
@@ -160,8 +170,8 @@ class Uncertainty:
     def add(self, rows: slice, mean: Tensor, each: Tensor, classes: Tensor, regional: bool) -> None:
         """Take in some rows: mean probabilities, each fold's, and what was painted."""
         here = entropy(mean, regional=regional)
-        self.entropy[rows] = here.numpy()
-        self.variance[rows] = fold_variance(each).numpy()
+        self.entropy[rows] = here.cpu().numpy()
+        self.variance[rows] = fold_variance(each).cpu().numpy()
         self.folds = len(each)
         self._score.add(here, classes)
 
@@ -209,19 +219,25 @@ class Segmenter:
 
         Tiles of air are skipped where that was looked for.
         """
+        return self.cleaned(self.found(ready, extras), ready)
+
+    def found(self, ready: Ready, extras: Extras | None = None) -> Classes:
+        """The same before it is cleaned, which needs no network."""
         extras = extras or Extras()
-        spec, first = self.model.spec, ready.first
-        with ExitStack() as pinned:
+        spec = self.model.spec
+        with ExitStack() as pinned, explained(self.device):
             for voice in self.voices.values():
                 pinned.enter_context(voice.variant.pinned())
             fields = [step for step in spec.postprocessing if isinstance(step, DenseCRF)]
             if len(spec.members) == 1 and not fields and not extras.wanted:
-                found = self._alone(ready, spec.members[0], extras)
-            else:
-                found = self._weighed(ready, fields, extras)
-        steps = [step for step in spec.postprocessing if not isinstance(step, DenseCRF)]
+                return self._alone(ready, spec.members[0], extras)
+            return self._weighed(ready, fields, extras)
+
+    def cleaned(self, found: Classes, ready: Ready) -> Classes:
+        """Class indices after the model's postprocessing; may run beside a network."""
+        steps = [s for s in self.model.spec.postprocessing if not isinstance(s, DenseCRF)]
         with part("postprocess"):
-            return cleaned(found, first.info["spacing_mm"], steps, self.labels)
+            return cleaned(found, ready.first.info["spacing_mm"], steps, self.labels)
 
     def _alone(self, ready: Ready, member: Member, extras: Extras) -> Classes:
         """What one member says by itself."""
@@ -271,10 +287,11 @@ class Segmenter:
         chunks = self._means(rows, first, extras)
         if fields:
             image = standardised(ready.scan.read(first.info["axes"])[0].array)
+            chunks = ((at, mean.cpu()) for at, mean in chunks)
             chunks = refined_by(fields, chunks, image, first.info["spacing_mm"], self.labels)
         with part("restore and paint"):
             for at, mean in chunks:
-                found[at] = painted(mean, self.labels, of="probabilities").numpy()
+                found[at] = painted(mean, self.labels, of="probabilities").cpu().numpy()
         return found
 
     def _means(self, rows: Sequence[Rows], first: Prepared, extras: Extras) -> Rows:
@@ -293,14 +310,26 @@ class Segmenter:
                 at = parts[0][0]
                 mean, each = self._mean([logits for _, logits in parts], extras.uncertain)
                 if kept is not None:
-                    kept.write(at, mean.numpy())
+                    kept.write(at, mean.cpu().numpy())
                 if extras.uncertainty is not None and each is not None:
                     classes = painted(mean, self.labels, of="probabilities")
                     extras.uncertainty.add(at, mean, each, classes, regional)
                 yield at, mean
 
     def _mean(self, logits: Sequence[Tensor], apart: bool) -> tuple[Tensor, Tensor | None]:
-        """The mean probability (K, rows, Y, X) of the members, and each fold's (F, K, …)."""
+        """The mean probability (K, rows, Y, X) of the members, and each fold's (F, K, …).
+
+        Where all logits lie; in main memory if that holds some of them, or the card has no room.
+        """
+        if len({x.device for x in logits}) == 1:
+            try:
+                return self._mean_there(logits, apart)
+            except torch.OutOfMemoryError:
+                if logits[0].device.type == "cpu":
+                    raise
+        return self._mean_there([x.cpu() for x in logits], apart)
+
+    def _mean_there(self, logits: Sequence[Tensor], apart: bool) -> tuple[Tensor, Tensor | None]:
         regional = bool(self.labels.regions)
         means = [probabilities(x.mean(0) if apart else x, regional=regional) for x in logits]
         each = torch.cat([probabilities(x, regional=regional) for x in logits]) if apart else None

@@ -37,6 +37,7 @@ from autoseg.image.tif_spacing import spacing_files
 from autoseg.image.volume import Grid
 from autoseg.infer.meaning import painted, probabilities
 from autoseg.infer.resample import resampling_on
+from autoseg.infer.together import FREE_IT, NoRoom, explained
 from autoseg.models.members import Model, member_of
 from autoseg.models.overlap import overlapped
 from autoseg.models.probabilities import ProbabilityFile, described_by
@@ -108,7 +109,10 @@ def predict_validation(
     for number, (case, path, kept, stamp) in enumerate(bar):
         stored = cases[number]
         at = fold.probabilities(case) if keep_probabilities else None
-        found = _held_out(voice, stored, at)
+        try:
+            found = _held_out(voice, stored, at)
+        except NoRoom as error:
+            raise NoRoom(f"case {case}: {error.what}") from None
         grid = Grid.from_dict(dict(stored.info["grid"]))
         write_classes(path, found, labels, spec.configuration.preparation.axes, grid)
         stamp.write(kept)
@@ -121,13 +125,14 @@ def _held_out(voice: Voice, stored: StoredCase, keep_at: Path | None) -> Classes
     image = np.array(stored.image)
     if stored.previous is not None:
         image = np.concatenate([image, one_hot(stored.previous, labels.count)])
-    with voice.variant.pinned():
+    with voice.variant.pinned(), explained(voice.device):
         shown = Shown(image, stored.info)
         if keep_at is None:
             return voice.classes(shown)
         found = np.zeros(shape, np.int16)
         with ProbabilityFile.writing(keep_at, shape, stored.info, labels) as file:
-            for at, logits in voice.rows(shown):
+            for at, rows in voice.rows(shown):
+                logits = rows.cpu()
                 found[at] = painted(logits, labels, of="logits").numpy()
                 file.write(at, probabilities(logits, regional=bool(labels.regions)).numpy())
     return found
@@ -266,6 +271,9 @@ class _Job:
         except BadData as error:
             self.state = "failed"
             self.failed += error.problems
+        except NoRoom as error:
+            self.state = "failed"
+            self.failed.append(Problem(self.case.id, "too little memory", error.what, FREE_IT))
         except AutosegError as error:
             self.state = "failed"
             fault, fix = "a case could not be segmented", "mend or remove it"
@@ -360,7 +368,7 @@ class _Work:
                 job.extras.probabilities = self._probabilities(job.case.id)
             job.extras.uncertain = self.keep.uncertainty
             with job.noted(), part("segment"):
-                job.classes = self.segmenter.classes(job.ready, job.extras)
+                job.classes = self.segmenter.found(job.ready, job.extras)
                 job.state = "computed"
         finally:
             if job.state != "computed":
@@ -368,16 +376,19 @@ class _Work:
         return job
 
     def written(self, job: _Job) -> _Job:
-        """Write the label map and what else is kept, the stamp last."""
+        """Clean and write the label map and what else is kept, the stamp last."""
         if job.state != "computed" or job.ready is None or job.classes is None:
             return job
+        if self.segmenter is None:
+            raise ValueError("nothing was computed")
         info = job.ready.first.info
         axes, grid = info["axes"], Grid.from_dict(dict(info["grid"]))
         try:
             with job.noted():
                 if job.extras.uncertainty is not None:
                     self._write_uncertainty(job, job.extras.uncertainty, axes, grid)
-                write_classes(job.path, job.classes, self.model.spec.labels, axes, grid)
+                classes = self.segmenter.cleaned(job.classes, job.ready)
+                write_classes(job.path, classes, self.model.spec.labels, axes, grid)
                 if job.stamp is not None:
                     job.stamp.write(self._kept(job.case))
                 job.state = "written"

@@ -21,6 +21,7 @@ from autoseg.models.scans import made_ready, scan_of_case
 from autoseg.models.segment import Segmenter
 from autoseg.stages import predict as stage
 from autoseg.stages.predict import Keep, predict
+from tests.card import card, simulated
 from tests.stages.tiny_model import tiny_model
 
 CPU = torch.device("cpu")
@@ -280,3 +281,33 @@ def test_what_was_read_for_nothing_is_let_go_of_later(single, cases, tmp_path, m
         if thread.name == "reader":
             thread.join(20)
     assert not is_locked(lock)
+
+
+def test_a_scan_that_a_card_cannot_hold_is_told_and_the_others_are_written(
+    single, cases, tmp_path, monkeypatch
+):
+    wide = put_scan(tmp_path / "in", "wide", 9, shape=(160, 160, 10))
+    with simulated(monkeypatch, card(8), limit=1 << 40) as cards:
+        predict(single, cases[:1], tmp_path / "first", device=CPU)
+        peak = cards.memory.peak
+    with simulated(monkeypatch, card(8), limit=int(1.2 * peak)) as cards:
+        done = predict(single, [cases[0], wide, cases[1]], tmp_path / "out", device=CPU)
+        assert cards.memory.refused > 0
+    assert [path.name for path in done.written] == ["scan_0.nii.gz", "scan_1.nii.gz"]
+    (problem,) = done.failed
+    assert (problem.case, problem.what) == ("wide", "too little memory")
+    assert "--device cpu" in problem.fix
+    assert maps(tmp_path / "out")["scan_0.nii.gz"] == maps(tmp_path / "first")["scan_0.nii.gz"]
+
+
+def test_networks_that_a_card_cannot_hold_end_it_with_a_reason(
+    single, cases, tmp_path, monkeypatch
+):
+    with (
+        simulated(monkeypatch, card(8), limit=1000),
+        pytest.raises(
+            AutosegError, match=r"no room for 1 networks .* close other programs"
+        ) as told,
+    ):
+        predict(single, cases, tmp_path / "out", device=CPU)
+    assert told.value.exit_code == 2

@@ -1,0 +1,33 @@
+"""Matrix products in full float32 on a card, whatever precision networks multiply in meanwhile."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_lock = threading.Lock()
+_inside = 0
+_before = "highest"
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """A card's TF32 keeps ten bits, three digits; inside the block it is not used.
+
+    Holds for all threads, so the last one to leave puts back what the first one found; a network
+    that runs meanwhile is but more exact.
+    """
+    global _inside, _before
+    with _lock:
+        if not _inside:
+            _before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                torch.set_float32_matmul_precision(_before)
