@@ -9,7 +9,8 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.autoseg-setup
 
-.PHONY: setup demo test format check test-all bench bench-env bench-budgets
+.PHONY: setup demo test format check test-all bench bench-env bench-budgets \
+	card card-pack
 
 setup: $(STAMP)
 
@@ -72,3 +73,16 @@ bench: $(STAMP) $(RIVAL_STAMP)
 bench-budgets: $(STAMP)
 	$(BIN)/python -m bench.budgets train folds
 	$(BIN)/python -m bench.run --page
+
+# On a machine with a card: what only a card can tell, in at most eight minutes, as JSON and a page
+# in OUT. It is run by the python that is there, which needs torch, numpy, scipy and scikit-image;
+# whatever else it lacks comes along in .card/, which `make card-pack` fills where there is a network
+# (DATA=folder takes a small dataset along). A second call goes on where the first one was stopped.
+OUT ?= card-results
+CARD_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON))
+DATA ?=
+card:
+	$(CARD_PYTHON) -m bench.card --out $(OUT) $(if $(PART),--parts $(PART))
+
+card-pack: $(STAMP)
+	$(BIN)/python -m bench.card.pack $(if $(DATA),--data $(DATA))

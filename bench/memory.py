@@ -87,9 +87,9 @@ def measured(
 
     On a card also what its allocator says, and what the process takes of it in whole.
     """
-    library = _woken(device)
+    library = woken(device)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as kept:
-        _two_steps(spec, patch_vox, train, precision, device)
+        two_steps(spec, patch_vox, train, precision, device)
     results = kept.profiler.kineto_results  # type: ignore[union-attr]
     found = _peaks(results.experimental_event_tree(), torch.device(device))
     if device == "cuda":
@@ -102,7 +102,7 @@ def measured(
     return found
 
 
-def _woken(device: str) -> int:
+def woken(device: str) -> int:
     """The bytes that the card's library of matrix products holds from its first use on.
 
     It has some for each thread, and autograd goes back in one of its own.
@@ -117,7 +117,7 @@ def _woken(device: str) -> int:
     return torch.cuda.memory_allocated()
 
 
-def _two_steps(
+def two_steps(
     spec: NetworkSpec, patch_vox: Sequence[int], train: Training, precision: Precision, device: str
 ) -> None:
     net = build(spec).to(device)

@@ -20,6 +20,16 @@ HEADS = {
     "predict": "Prediction", "export": "Export: from logits to a label map",
     "evaluate": "Evaluation", "raw": "From a raw scan to a label map", "gpu": "On a card",
 }  # fmt: skip
+ON_A_CARD = [
+    "`make card OUT=FOLDER` measures it where there is one, in at most eight minutes: the tests that "
+    "need a card, memory of 14 networks predicted and measured, a step beside nnU-Net's, loading, a "
+    "whole CT, and a small fold. It needs Python 3.12 with torch, numpy, scipy and scikit-image, and "
+    "no network: `make card-pack` (with `DATA=FOLDER`, a small dataset in nnU-Net's layout) first "
+    "puts what else is needed into `.card/`, beside the tree. FOLDER then holds a JSON file a part "
+    "and `card.md`; a second call does what the first one did not finish. `memory.json` has the "
+    "overheads that follow from the figures: `summary.overheads.card` are the fields of the line "
+    "`card` of `OVERHEADS` in `autoseg/rules/memory.py`.", "",
+]  # fmt: skip
 
 Parts = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -159,7 +169,7 @@ def section(name: str, rows: Sequence[Mapping[str, Any]], pictures: Path) -> lis
     """A part in detail: every side of every row, what is equal, commands, machine, a picture."""
     lines = [f"## {HEADS[name]}", ""]
     if not rows:
-        return [*lines, absent(name).capitalize() + ".", ""]
+        return [*lines, absent(name).capitalize() + ".", "", *(ON_A_CARD if name == "gpu" else ())]
     lines += ["| what | program | wall | CPU | peak | time ratio | CPU ratio | memory ratio |",
               "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:

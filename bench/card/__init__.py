@@ -1,0 +1,1 @@
+"""What only a card can tell, measured in eight minutes on a machine that has one: `make card`."""
