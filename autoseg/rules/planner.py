@@ -130,7 +130,7 @@ def _cost_why(found: Decided, cost: Cost) -> dict[str, str]:
     if work is None or not theirs:
         return {}
     return {
-        "cost": f"{cost.exaflop / theirs:.2g} times the {theirs:.3g} exaFLOP of nnU-Net's own plan for "
+        "cost": f"{cost.exaflop / theirs:.2f} times the {theirs:.3g} exaFLOP of nnU-Net's own plan for "
         f"these data, {work.batch} patches of {sizes(work.patch_vox)} a step; {cost.source}."
     }
 

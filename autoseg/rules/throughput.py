@@ -4,7 +4,8 @@ nnU-Net's own epoch times show what its 3D U-Nets get of a card in 16 bits: 0.02
 for each GB/s of its memory, on Volta, Turing and Ampere alike, and at most 26 % of what its tensor
 cores could. Norms, activations and their gradients move more bytes than convolutions have work
 for. Cards that are not in that table are estimated by their memory's bandwidth; that ignores large
-caches, and is a guess for what came after Ampere.
+caches, and is a guess for what came after Ampere. Steps of a few milliseconds, which wait for the
+host, and what feeding them takes are not in it.
 """
 
 import re

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from autoseg.costs import StepBytes
 from autoseg.documents.fingerprint import CaseSummary, Fingerprint, Intensity, LabelSummary
 from autoseg.documents.plan import Configuration, Plan
 from autoseg.documents.presets.table import network_spec
 from autoseg.rules import nnunet
 from autoseg.rules.card import RECOMPUTED_SHARE, Work
+from autoseg.rules.memory import usable_bytes
 from autoseg.rules.operations import plain_operations
 from autoseg.rules.planner import make_plan
 from autoseg.rules.world import Ask, Device
@@ -203,3 +205,16 @@ def test_other_networks_see_as_many_voxels_at_most(network: str, name: str) -> N
     seen = samples(found.patch_vox, found.train.batch_size, found.train.steps)
     bound = samples(own.topology.value.patch_vox, own.batch_size.value, 250_000)
     assert 0.5 <= seen / bound <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gb", [8.0, 24.0, 80.0])
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_by_computed_bytes_it_fits_and_costs_what_nnunets_costs(name: str, gb: float) -> None:
+    device = Device(gb, "given by you", StepBytes(), operations)
+    plan = make_plan(fingerprint_of(name), Ask(device=device))
+    for configuration, made_of in plan.configurations.items():
+        assert made_of.cost is not None and made_of.cost.step_bytes is not None
+        assert made_of.cost.step_bytes <= usable_bytes(gb)
+        told = plan.why[f"configurations.{configuration}.cost"]
+        assert LEAST_WORK <= float(told.partition(" times")[0]) <= MOST_WORK
