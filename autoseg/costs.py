@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from autoseg.documents.labels import LabelSet
 from autoseg.documents.model import Precision
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Training
@@ -79,6 +80,35 @@ def training_of(
             pinned[name] = value
     given = {"steps": 1, "batch_size": batch, "supervision": network.output_weights}
     return Training.parse({**recipe, **pinned, **given}, "the pinned training")
+
+
+@dataclass(frozen=True)
+class TrainedBytes:
+    """Peak bytes of the steps of a training as it stands in a run, on a card or on cores.
+
+    Called with (network, patch, batch). All of `train` is counted with it but its batch.
+    """
+
+    train: Training
+    labels: LabelSet
+    precision: Precision
+    on_card: bool
+
+    def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+        from autoseg.learn.losses import deeply, loss_of
+        from autoseg.learn.optimisers import optimiser
+        from autoseg.nets.cost import training_bytes
+
+        return training_bytes(
+            network,
+            patch_vox,
+            batch,
+            precision=self.precision,
+            loss=deeply(loss_of(self.train, self.labels), self.train.supervision),
+            optimiser=partial(optimiser, self.train),
+            average=self.train.ema_share > 0,
+            rules="cuda" if self.on_card else "cpu",
+        )
 
 
 def operations(network: NetworkSpec, patch_vox: tuple[int, ...]) -> int:

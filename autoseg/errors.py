@@ -48,6 +48,8 @@ class OutOfMemory(AutosegError):
 
     lasting = False
     """Whether this process cannot compute any more, however small the next step is."""
+    configuration = ""
+    """Whose step it was, where that is known: a cascade trains the stage before it, too."""
 
 
 class Interrupted(AutosegError):

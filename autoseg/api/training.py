@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time as clock
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +50,7 @@ def train(
     steps: number of steps instead of the plan's
     set: change the configuration for this run, as --set train.lr=0.003 --run lowlr
     encoder_weights: a file that a classical encoder (unet_resnet34, deeplab, …) begins with
-    auto_shrink: where a step does not fit into memory, plan the next smaller and train that
+    auto_shrink: where a step does not fit into memory, compute a plan that fits and train that
     redo: train again what is trained already
     compile: on, off or auto: compile the network where a long run on a card gains by it
     measure: time the variants of the step anew, whatever is remembered of earlier runs
@@ -76,15 +75,11 @@ def train(
     folds = several(fold)
     if len(folds) > 1:
         make.check_folds(job, folds)
-    reports = []
-    for one in folds:
-        trained, data = shrink.fold(
-            replace(job, fold=one), overrides=overrides or None, encoder_weights=encoder_weights,
-            time_s=time_s, began=began, redo=redo, auto=auto_shrink, manner=manner,
-        )  # fmt: skip
-        reports.append(make.validation(trained, data))
-        began = clock.monotonic()
-    return reports
+    trained = shrink.folds(
+        job, folds, overrides=overrides or None, encoder_weights=encoder_weights, time_s=time_s,
+        began=began, redo=redo, auto=auto_shrink, manner=manner,
+    )  # fmt: skip
+    return [make.validation(one, data) for one, data in trained]
 
 
 def validate(

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoseg.documents.dataset import Dataset
 from autoseg.documents.plan import Plan
 from autoseg.documents.run import append_line, lines
 from autoseg.errors import AutosegError
-from autoseg.flow import make
+from autoseg.flow import make, shrink
 from autoseg.flow.best import Best, best
 from autoseg.flow.make import Job
 from autoseg.flow.order import Artefact, Scope, ordered
@@ -58,6 +59,15 @@ class Ledger:
         """What was decided to be trained."""
         decided = [e["names"] for e in self.entries if e["event"] == "configurations"]
         return tuple(decided[-1]) if decided else ()
+
+    def smaller(self, configuration: str) -> dict[str, Any]:
+        """The settings that a configuration was given where it did not fit into memory."""
+        noted = [e for e in self.entries if e["event"] == "smaller"]
+        found: dict[str, Any] = {}
+        for entry in noted:
+            if entry["configuration"] == configuration:
+                found |= entry["settings"]
+        return found
 
     def noted_s(self, title: str | None = None) -> float:
         """The seconds noted, of one artefact or of all."""
@@ -186,8 +196,7 @@ def run(
             if what.kind == "prepared":
                 make.prepared(job, (what.configuration,))
             elif what.kind == "fold":
-                time_s = _share(job, what, order, ledger)
-                make.fold(one, time_s=time_s, began=time.monotonic())
+                _train(one, what, order, ledger)
             elif what.kind == "validation":
                 make.validation(one, dataset)
             elif what.kind == "final":
@@ -211,6 +220,21 @@ def _decided(ledger: Ledger, made: Plan, folds: int) -> tuple[str, ...]:
         log.info("%s", told)
     ledger.note(event="configurations", names=list(found.value), why=found.why)
     return found.value
+
+
+def _train(job: Job, what: Artefact, order: Sequence[Artefact], ledger: Ledger) -> None:
+    """A fold within its share of the time, with what fits into memory."""
+
+    def note(settings: Mapping[str, Any], told: Mapping[str, str]) -> None:
+        ledger.note(
+            event="smaller", configuration=what.configuration, fold=what.fold,
+            settings=dict(settings), **told,
+        )  # fmt: skip
+
+    shrink.within_run(
+        job, ledger.smaller(what.configuration), note,
+        time_s=_share(job, what, order, ledger), began=time.monotonic(),
+    )  # fmt: skip
 
 
 def _share(job: Job, what: Artefact, order: Sequence[Artefact], ledger: Ledger) -> float | None:

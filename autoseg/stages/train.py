@@ -98,6 +98,7 @@ def memory_watched(name: str, spec: RunSpec) -> Iterator[None]:
             f"{' x '.join(map(str, c.patch_vox))} voxels a step"
         )
         told.lasting = NO_CODE in str(error)
+        told.configuration = spec.configuration_name
         raise told from error
 
 

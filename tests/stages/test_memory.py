@@ -1,4 +1,4 @@
-"""A training step that does not fit into memory: told with the next smaller plan, or taken."""
+"""A training step that does not fit into memory: told with a plan that is computed to, or taken."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from autoseg.errors import OutOfMemory
 from autoseg.flow.make import Job
-from autoseg.flow.shrink import smaller_job
+from autoseg.flow.shrink import Failure, smaller_job
 from autoseg.workspace import open_workspace
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,10 +86,9 @@ def test_out_of_memory_is_told_with_a_smaller_plan_and_taken_when_asked(shell, t
 def test_a_process_that_cannot_compute_any_more_says_how_to_go_on(shell, tiny: Path) -> None:
     assert shell("autoseg plan -d 1 --name big --set 3d_fullres.patch_vox=[32,32,32]").code == 0
     job = Job(open_workspace(tiny).dataset("1"), plan="big", configuration="3d_fullres")
-    error = OutOfMemory("no room")
-    error.lasting = True
+    failure = Failure("no room", "3d_fullres", lasting=True, attempt=0)
     with pytest.raises(OutOfMemory, match=r"3d_fullres 0 --plan big_s1 --auto-shrink`"):
-        smaller_job(job, error, auto=True)
+        smaller_job(job, failure, auto=True)
     assert job.places.plan("big_s1").exists()
 
 
@@ -99,5 +98,6 @@ def test_a_plan_written_by_hand_is_told_what_to_change(shell, tiny: Path) -> Non
     plan["configurations"]["3d_fullres"]["train"]["batch_size"] = 3
     path.write_text(json.dumps(plan))
     job = Job(open_workspace(tiny).dataset("1"), configuration="3d_fullres")
+    failure = Failure("no room", "3d_fullres", lasting=False, attempt=0)
     with pytest.raises(OutOfMemory, match=r"written by hand.*3d_fullres\.train\.batch_size=2"):
-        smaller_job(job, OutOfMemory("no room"), auto=True)
+        smaller_job(job, failure, auto=True)
