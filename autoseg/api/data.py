@@ -85,7 +85,7 @@ def plan(
     network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
     use_memory: fill the card's memory with larger patches and batches, for more time a fold
-    time: training time to plan for on this machine's cores, as 20min or 2h
+    time: training time of a fold to plan for, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
     fingerprint: nnU-Net's dataset_fingerprint.json
     dataset_json: nnU-Net's dataset.json, with --fingerprint
@@ -155,7 +155,7 @@ def plan_and_preprocess(
     network: a preset of `autoseg networks`, as plain, resenc_m, swin_unetr, umamba_bot
     gpu_memory: memory of the card to plan for, in GB (default: the card that is there, else none)
     use_memory: fill the card's memory with larger patches and batches, for more time a fold
-    time: training time to plan for on this machine's cores, as 20min or 2h
+    time: training time of a fold to plan for, as 20min or 2h
     set: pin a value before the rules run, as --set batch_size=4
     configuration: which ones to prepare (default: all of the plan)
     device: cpu, cuda or cuda:1, which is planned for (default: a card if there is one)

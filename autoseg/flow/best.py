@@ -21,7 +21,7 @@ from autoseg.documents.run import RunSpec
 from autoseg.errors import AutosegError, BadData
 from autoseg.files import read_json, sha256_file, write_json
 from autoseg.flow.choose import groups_of, model_from
-from autoseg.flow.make import Job, splits_of, validation
+from autoseg.flow.make import Job, folds_of, validation
 from autoseg.image.reading import ending_for
 from autoseg.rules.selection import Candidate, choose
 from autoseg.stage import Stamp, standing
@@ -62,7 +62,7 @@ class Best:
 def complete(job: Job, dataset: Dataset, made: Plan, asked: Sequence[str]) -> tuple[str, ...]:
     """The configurations of which every fold is trained. Raises AutosegError where one asked for is
     not, or none is."""
-    folds = [str(i) for i in range(len(splits_of(job, dataset)))]
+    folds = folds_of(job, dataset)
     lacking: dict[str, list[str]] = {}
     for name in asked:
         made.configuration(name)
@@ -161,8 +161,7 @@ def read_best(folder: Path) -> Best:
 
 
 def _folds(job: Job, dataset: Dataset, name: str) -> list[Job]:
-    count = len(splits_of(job, dataset))
-    return [replace(job, configuration=name, fold=str(i)) for i in range(count)]
+    return [replace(job, configuration=name, fold=fold) for fold in folds_of(job, dataset)]
 
 
 def _stamp(job: Job, dataset: Dataset, names: Sequence[str], ensembles: bool, crf: bool) -> Stamp:

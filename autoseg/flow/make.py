@@ -51,6 +51,8 @@ class Job:
     configuration: str = ""
     run: str = "default"
     fold: str = "0"
+    folds: tuple[str, ...] = ()
+    """The folds that are trained where those are not all."""
     workers: int | None = None
     device: str | None = None
 
@@ -128,6 +130,11 @@ def splits_of(job: Job, dataset: Dataset) -> tuple[Split, ...]:
     from autoseg.stages.split import current_splits
 
     return current_splits(job.places, dataset, Fingerprint.read(job.places.fingerprint))
+
+
+def folds_of(job: Job, dataset: Dataset) -> tuple[str, ...]:
+    """The folds that are trained: all, unless the job has fewer."""
+    return job.folds or tuple(str(i) for i in range(len(splits_of(job, dataset))))
 
 
 def check_folds(job: Job, folds: Sequence[str]) -> None:

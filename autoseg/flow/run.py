@@ -17,7 +17,8 @@ from autoseg.flow.best import Best, best
 from autoseg.flow.make import Job
 from autoseg.flow.order import Artefact, Scope, ordered
 from autoseg.flow.package import export
-from autoseg.rules.shares import configurations_within, fold_seconds
+from autoseg.rules.decision import Decision
+from autoseg.rules.shares import Trainings, fold_seconds, trainings_within
 from autoseg.rules.work import total_told
 from autoseg.stages.plan import Request
 from autoseg.workspace import Fold
@@ -58,6 +59,12 @@ class Ledger:
     def configurations(self) -> tuple[str, ...]:
         """What was decided to be trained."""
         decided = [e["names"] for e in self.entries if e["event"] == "configurations"]
+        return tuple(decided[-1]) if decided else ()
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The folds that were decided to be trained; empty where those are all, or nothing was."""
+        decided = [e.get("folds", []) for e in self.entries if e["event"] == "configurations"]
         return tuple(decided[-1]) if decided else ()
 
     def smaller(self, configuration: str) -> dict[str, Any]:
@@ -108,8 +115,7 @@ def scope_of(job: Job, dataset: Dataset, made: Plan, configurations: Sequence[st
     for name in configurations:
         made.configuration(name)
     wanted = [name for name in made.configurations if name in configurations]
-    folds = tuple(str(i) for i in range(len(make.splits_of(job, dataset))))
-    return Scope(made, tuple(wanted), folds)
+    return Scope(made, tuple(wanted), make.folds_of(job, dataset))
 
 
 def is_done(job: Job, what: Artefact) -> bool:
@@ -141,6 +147,7 @@ def progress(job: Job, dataset: Dataset, made: Plan) -> str:
     ledger = ledger_of(job)
     if not ledger.entries:
         return ""
+    job = replace(job, folds=ledger.folds)
     scope = scope_of(job, dataset, made, ledger.configurations or tuple(made.configurations))
     order = ordered(Artefact("final"), scope)
     counted = [a for a in order if a.kind in ("fold", "validation", "final")]
@@ -179,14 +186,8 @@ def run(
     if total_s is not None and total_s != ledger.total_s:
         ledger.note(event="time", total_s=total_s)
     with ledger.timing("fingerprint and plan"):
-        dataset, _ = make.fingerprint(job)
-        folds = len(make.splits_of(job, dataset))
-        if not job.places.plan(job.plan).exists() and ledger.total_s is not None:
-            # of one configuration: a second one is only trained where there is plenty of time
-            share = fold_seconds(ledger.total_s, ledger.spent_s, folds)
-            request = replace(request or Request(), minutes=share / 60)
-        dataset, _, made = make.plan(job, request)
-    names = configurations or _decided(ledger, made, folds)
+        dataset, made, names = _planned(job, ledger, configurations, request)
+    job = replace(job, folds=ledger.folds)
     order = ordered(Artefact("package"), scope_of(job, dataset, made, names))
     file = output or job.places.results / f"{dataset.name}.autoseg"
     chosen: Best | None = None
@@ -208,18 +209,63 @@ def run(
     return Finished(chosen, file, ledger.spent_s)
 
 
-def _decided(ledger: Ledger, made: Plan, folds: int) -> tuple[str, ...]:
-    """What is trained: as decided when the run began, else as the time allows."""
-    if ledger.configurations:
-        return ledger.configurations
-    on_cores = made.gpu_memory_gb is None
-    planned = tuple(made.configurations)
-    found = configurations_within(planned, ledger.total_s, folds, on_cores=on_cores)
-    log.info("training %s: %s", ", ".join(found.value), found.why)
-    if ledger.total_s is None and (told := total_told(made, found.value, folds)):
+def _planned(
+    job: Job, ledger: Ledger, configurations: Sequence[str], request: Request | None
+) -> tuple[Dataset, Plan, tuple[str, ...]]:
+    """The dataset, its plan, and the configurations that are trained, noted with their folds.
+
+    A plan that is made within a time is made for what one training of it gets: first as if there
+    were one configuration, and again where more, or fewer folds, are trained.
+    """
+    dataset, _ = make.fingerprint(job)
+    folds = len(make.splits_of(job, dataset))
+    new = ledger.total_s is not None and not job.places.plan(job.plan).exists()
+    asked = request or Request()
+    if new:
+        request = replace(asked, minutes=_each_s(ledger, folds) / 60)
+    dataset, _, made = make.plan(job, request)
+    if ledger.configurations and (ledger.folds or not configurations):
+        return dataset, made, tuple(configurations) or ledger.configurations
+    if ledger.total_s is not None and made.train_minutes is None:
+        log.info("plan %s was made without a time and is kept: its schedule is shortened", job.plan)
+    found = _decided(ledger, made, configurations, folds)
+    if new and found.value.count != folds:
+        minutes = _each_s(ledger, found.value.count) / 60
+        dataset, _, made = make.plan(job, replace(asked, minutes=minutes))
+        left = tuple(name for name in found.value.names if name in made.configurations)
+        found = replace(found, value=replace(found.value, names=left))
+    names = found.value.names
+    log.info("training %s: %s", ", ".join(names), found.why)
+    if ledger.total_s is None and (told := total_told(made, names, folds)):
         log.info("%s", told)
-    ledger.note(event="configurations", names=list(found.value), why=found.why)
-    return found.value
+    trained = [] if found.value.folds == folds else [str(i) for i in range(found.value.folds)]
+    if trained or not configurations:
+        noted = {"names": list(names), "why": found.why}
+        ledger.note(event="configurations", **noted, **({"folds": trained} if trained else {}))
+    return dataset, made, names
+
+
+def _each_s(ledger: Ledger, trainings: int) -> float:
+    """Seconds of each of so many trainings."""
+    assert ledger.total_s is not None
+    return fold_seconds(ledger.total_s, ledger.spent_s, trainings)
+
+
+def _decided(
+    ledger: Ledger, made: Plan, configurations: Sequence[str], folds: int
+) -> Decision[Trainings]:
+    """What is trained, as the time allows; on a card by the seconds of the plan's steps as well."""
+    step_s = {}
+    if made.gpu_memory_gb is not None:
+        step_s = {n: c.cost.step_s for n, c in made.configurations.items() if c.cost is not None}
+    names = configurations or tuple(made.configurations)
+    for name in names:
+        made.configuration(name)
+    if set(step_s) < set(names):
+        step_s = {}
+    return trainings_within(
+        names, ledger.total_s, folds, step_s, chosen=bool(configurations), spent_s=ledger.spent_s
+    )
 
 
 def _train(job: Job, what: Artefact, order: Sequence[Artefact], ledger: Ledger) -> None:

@@ -185,6 +185,7 @@ def smaller_job(
             )
         log.warning("plan %s, which was computed before, fits and is taken", there.name)
         _warn_of_others(job, other)
+        _end_if_lasting(failure, other.plan, other.command())
         return other, None
     found = computed(before, counted, failure)
     if found is None:
@@ -210,12 +211,17 @@ def smaller_job(
     log.warning("%s It is planned as %s", found.why, smaller.plan)
     _warn_of_others(job, smaller)
     make.plan(smaller, replace(asked, pins={**asked.pins, **pins}))
+    _end_if_lasting(failure, smaller.plan, train)
+    return smaller, left or None
+
+
+def _end_if_lasting(failure: Failure, plan: str, train: str) -> None:
+    """Raises OutOfMemory with the command to go on with, where this process cannot."""
     if failure.lasting:
         raise OutOfMemory(
-            f"{smaller.plan} is planned, but oneDNN does not recover within a process; to go on: "
+            f"{plan} is planned, but oneDNN does not recover within a process; to go on: "
             f"`{train} --auto-shrink`"
         )
-    return smaller, left or None
 
 
 def computed(

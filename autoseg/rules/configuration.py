@@ -37,7 +37,9 @@ from autoseg.rules.recipe import (
 )
 from autoseg.rules.sampling import ClassStatistics, Scene, sampling
 from autoseg.rules.setting import Setting
+from autoseg.rules.timed import MOST_MEASURED, Speed, within_minutes
 from autoseg.rules.topology import Topology
+from autoseg.rules.work import estimated_seconds
 from autoseg.rules.world import World, card_precision, steady_spacing
 
 
@@ -88,7 +90,7 @@ def recipe_for(setting: Setting) -> tuple[Recipe, NetworkSpec]:
     elif setting.ask.planner == "nnunet":
         found = _nnunet_recipe(setting, draft, fixed)
     else:
-        found = _card_recipe(setting, draft, fixed)
+        found = _within_minutes(setting, draft, fixed, _card_recipe(setting, draft, fixed))
     channels = found.features.value
     return found, draft.network(found.topology.value, channels, recompute=found.recompute)
 
@@ -112,6 +114,20 @@ def _card_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:
     )
     why = {**recipe.why, "network.recompute": fit.recompute.why}
     return replace(recipe, why=why, recompute=fit.recompute.value)
+
+
+def _within_minutes(setting: Setting, draft: Draft, fixed: Fixed, full: Recipe) -> Recipe:
+    """What of a card's recipe the time holds, where a time was given."""
+    device, minutes = setting.ask.device, setting.ask.minutes
+    if minutes is None or device.operations_of is None:
+        return full
+    precision = setting.pinned("train.precision") or device.precision
+    most = max(1, min(MOST_MEASURED, int(minutes)))
+    speed = Speed(device, lambda work: estimated_seconds(work, device, precision)[0], most)
+    authors = preset_named(setting.ask.network).training
+    return within_minutes(
+        full, draft, setting.case, minutes, fixed=fixed, speed=speed, authors=authors
+    )
 
 
 def _nnunet_recipe(setting: Setting, draft: Draft, fixed: Fixed) -> Recipe:

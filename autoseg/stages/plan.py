@@ -22,6 +22,7 @@ from autoseg.errors import AutosegError, Stale
 from autoseg.files import read_json, sha256_json, write_json
 from autoseg.rules.memory import GB, usable_bytes
 from autoseg.rules.planner import make_plan
+from autoseg.rules.timed import SHORT_TRAINING
 from autoseg.rules.world import Ask, Device
 from autoseg.stage import Stamp, differences
 from autoseg.workspace import DatasetPlaces
@@ -88,7 +89,7 @@ def device_for(request: Request, device: str | None) -> Device:
         found = None
     if found is None and given is None:
         return Device(None, "no card is there", operations_of=operations)
-    recipe = preset_named(request.network).training
+    recipe = _recipe(request)
     if found is None or _for_another(given, found[1]):
         step_bytes = StepBytes(request.pins, recipe=recipe)
         return Device(given, "given by you", step_bytes, operations)
@@ -110,8 +111,17 @@ def times_on(request: Request, device: Device) -> StepTimes:
     """What times the steps of a plan for `device`: on its card if that is there, else on cores."""
     if not device.card:
         return StepTimes()
-    recipe = preset_named(request.network).training
+    recipe = _recipe(request)
     return StepTimes(device.place, device.precision, request.pins, recipe)
+
+
+def _recipe(request: Request) -> dict[str, Any]:
+    """The fields of the training that decide bytes and seconds: those of the network's authors.
+
+    Within a time a short run may be planned, whose optimiser and averaged weights count then.
+    """
+    short = SHORT_TRAINING if request.minutes is not None and request.planner == "autoseg" else {}
+    return {**short, **preset_named(request.network).training}
 
 
 def _for_another(given: float | None, facts: "CardFacts") -> bool:
