@@ -130,8 +130,8 @@ def _largest_batch(reckoner: Reckoner, at: Topology, least: int, most: int) -> i
     """The largest batch from `least` to `most` whose step really fits, or None."""
     if not reckoner.fits(at, least):
         return None
-    if most > least and reckoner.guess(at, most) is None:
-        reckoner.real(at, min(most, reckoner.filling(at, least)))
+    if most > least:
+        reckoner.real(at, most)  # what lies between two points that are known is known well
     while True:
         found = largest_number(most, least, lambda batch: reckoner.fits(at, batch))
         if reckoner.confirms(at, found):
