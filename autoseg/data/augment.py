@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoseg.data.augment_draw import UNCHANGED, SampleParameters, draw, needed_box
 from autoseg.data.augment_intensity import change_intensities
-from autoseg.data.augment_memory import blank
+from autoseg.data.augment_memory import blank, kept
 from autoseg.data.augment_rows import moved_here
 from autoseg.data.augment_space import offset_of, sample_images, sample_labels, source_places
 from autoseg.documents.labels import OUTSIDE
@@ -34,8 +34,8 @@ class Sample:
     the box's start relative to the patch's start, in voxels.
     """
 
-    image: Tensor | NDArray[np.float32]
-    """(C, *box) float32"""
+    image: Tensor | NDArray[np.float32] | NDArray[np.float16]
+    """(C, *box) float32, or half floats as they were stored"""
     labels: Tensor | NDArray[Any]
     """(*box) integers, -1 outside the case, -2 where nobody labelled"""
     shift: tuple[int, ...]
@@ -184,7 +184,7 @@ def _place_here(
     back = tuple(
         slice(None, None, -1 if a in p.mirror and a < still else 1) for a in range(len(patch))
     )
-    source = np.asarray(sample.image)[(slice(None), *back)]
+    source = _float32(sample.image)[(slice(None), *back)]
     maps = [np.asarray(sample.labels)[back]]
     if len(maps_into) == 2:
         previous = np.asarray(sample.previous)[back]
@@ -205,6 +205,16 @@ def _place_here(
         into.reshape(-1, *moving),
         maps_into.reshape(-1, *moving),
     )
+
+
+def _float32(image: Tensor | NDArray[Any]) -> NDArray[np.float32]:
+    """The image as float32: itself, or in memory that the next sample writes over."""
+    if np.asarray(image).dtype == np.float32:
+        return np.asarray(image)
+    whole = kept("float32", image.shape, np.float32)
+    # torch converts half floats many times as fast as NumPy
+    torch.from_numpy(whole).copy_(torch.as_tensor(image))
+    return whole
 
 
 def _moved(

@@ -5,8 +5,10 @@ workers augment too; for a card they only read, a thread here brings the next ba
 while it computes, and the augmentation runs on the card.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,12 +26,16 @@ from autoseg.data.augment import (
     needed_box,
     one_thread,
 )
+from autoseg.data.augment_memory import kept
 from autoseg.data.sampling import VALIDATION, Cases, Draw, draw_batch
 from autoseg.data.spoiling import spoilt
-from autoseg.data.store import StoredCase, read_patch, read_previous
-from autoseg.data.workers import Ahead, Item, Loader
+from autoseg.data.store import Image, StoredCase, read_patch, read_previous
+from autoseg.data.workers import Ahead, Item, Loader, NoWorkers
+from autoseg.device import is_card
 from autoseg.documents.plan import Augmentation, Configuration, Previous, Sampling
 from autoseg.errors import AutosegError
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, *patch) float32 and labels (B, *patch) int64; two spatial axes for a 2D patch.
@@ -78,9 +84,9 @@ class BatchSpec:
 
 @dataclass(frozen=True, eq=False)
 class RawSample:
-    """A sample as read from disk, with what is to be done to it; arrays not to be written to."""
+    """A sample as read from disk, with what is to be done to it."""
 
-    image: NDArray[np.float32]
+    image: Image
     labels: NDArray[Any]
     shift: tuple[int, ...]
     parameters: SampleParameters
@@ -92,25 +98,64 @@ def read_step(cases: Cases, spec: BatchSpec, step: int) -> list[RawSample]:
 
     Raises AutosegError naming a faulty case.
     """
+    return [
+        _read(box, spec, _spoiling(spec, step, j))
+        for j, box in enumerate(_boxes(cases, spec, step))
+    ]
+
+
+def packed_step(cases: Cases, spec: BatchSpec, step: int, *, lent: bool = False) -> Item:
+    """The same samples, packed: images are read straight to their place in the row.
+
+    With `lent` the row's memory is that of this thread's last one.
+    """
+    boxes = _boxes(cases, spec, step)
+    sizes = [box.case.channels * prod(box.size) for box in boxes]
+    kind = np.result_type(*(box.case.kind for box in boxes)).type
+    row = kept("images", [sum(sizes)], kind) if lent else np.empty(sum(sizes), kind)
+    samples, start = [], 0
+    for j, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+        into = row[start : start + size].reshape(box.case.channels, *box.size)
+        samples.append(_read(box, spec, _spoiling(spec, step, j), into))
+        start += size
+    return _with_images(samples, torch.from_numpy(row))
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """What is to be read of a case for one sample: three axes, also for a 2D patch."""
+
+    case: StoredCase
+    lower: tuple[int, ...]
+    size: tuple[int, ...]
+    shift: tuple[int, ...]
+    parameters: SampleParameters
+
+
+def _boxes(cases: Cases, spec: BatchSpec, step: int) -> list[_Box]:
     draws = draw_batch(cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step)
-    samples = []
+    boxes = []
     for j, drawn in enumerate(draws):
         case = cases[drawn.case]
         parameters = draw(spec.augmentation, spec.patch_vox, case.channels, spec.seed, step, j)
-        sample = _read(case, drawn, spec, parameters)
-        if sample.previous is not None and spec.spoiling is not None:
-            shown = spoilt(
-                sample.previous, spec.previous_classes, spec.spoiling, spec.seed, step, j,
-                planar=spec.augmentation.dummy_2d and len(spec.patch_vox) == 3,
-            )  # fmt: skip
-            sample = replace(sample, previous=shown)
-        samples.append(sample)
-    return samples
+        boxes.append(_box(case, drawn, spec, parameters))
+    return boxes
 
 
-def _read(
-    case: StoredCase, drawn: Draw, spec: BatchSpec, parameters: SampleParameters
-) -> RawSample:
+Spoiling = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def _spoiling(spec: BatchSpec, step: int, sample: int) -> Spoiling | None:
+    """What is done to the earlier stage's label map of a sample, if anything."""
+    if spec.spoiling is None:
+        return None
+    return partial(
+        spoilt, classes=spec.previous_classes, settings=spec.spoiling, seed=spec.seed, step=step,
+        sample=sample, planar=spec.augmentation.dummy_2d and len(spec.patch_vox) == 3,
+    )  # fmt: skip
+
+
+def _box(case: StoredCase, drawn: Draw, spec: BatchSpec, parameters: SampleParameters) -> _Box:
     if spec.previous_classes and case.previous is None:
         raise ValueError(f"{case.name}: a cascade needs its cases opened with `previous`")
     flat = 3 - len(spec.patch_vox)
@@ -127,26 +172,38 @@ def _read(
         lower.append(first)
         box.append(last - first)
     start_read = tuple(f - low for f, low in zip(lower, drawn.lower, strict=True))[flat:]
-    previous = None
+    return _Box(case, tuple(lower), tuple(box), start_read, parameters)
+
+
+def _read(
+    box: _Box, spec: BatchSpec, spoil: Spoiling | None = None, into: Image | None = None
+) -> RawSample:
+    case, previous = box.case, None
     try:
-        image, labels = read_patch(case, lower, box)
+        image, labels = read_patch(case, box.lower, box.size, into)
         if spec.previous_classes:
-            previous = read_previous(case, lower, box, spec.previous_classes)
+            previous = read_previous(case, box.lower, box.size, spec.previous_classes)
     except (OSError, ValueError) as error:
         raise AutosegError(
             f"{case.name}: a patch cannot be read ({error}); run preprocess again"
         ) from error
-    if flat:
+    if len(spec.patch_vox) == 2:
         image, labels = image[:, 0], labels[0]
         previous = None if previous is None else previous[0]
-    return RawSample(image, labels, start_read, parameters, previous)
+    if previous is not None and spoil is not None:
+        previous = spoil(previous)
+    return RawSample(image, labels, box.shift, box.parameters, previous)
 
 
 def packed(samples: Sequence[RawSample]) -> Item:
     """The samples as long tensors and what is needed to part them: few transfers, not many."""
+    return _with_images(samples, _joined([s.image for s in samples]))
+
+
+def _with_images(samples: Sequence[RawSample], images: Tensor) -> Item:
     previous = [s.previous for s in samples if s.previous is not None]
     return {
-        "images": _joined([s.image for s in samples]),
+        "images": images,
         "labels": _joined([s.labels for s in samples]),
         "previous": _joined(previous) if previous else None,
         "boxes": [s.labels.shape for s in samples],
@@ -189,12 +246,13 @@ def unpacked(item: Item) -> list[Sample]:
 class Bringer:
     """Brings items to a device; to a card on a stream of its own, beside what it computes.
 
-    `bring` runs in any thread. Who uses the item calls `arrived` first: it makes the card's current
-    work wait for the copy, never the processor.
+    `bring` runs in any thread. Arrays that are `lent` last only until it returns, so it copies them.
+    Who uses the item calls `arrived` first: it makes the card's current work wait for the copy,
+    never the processor.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, lent: bool = False) -> None:
+        self.device, self.lent = device, lent
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -203,8 +261,10 @@ class Bringer:
         """(the item with its arrays on the device, what to wait for)."""
         here = {k: torch.as_tensor(item[k]) for k in ARRAYS if item.get(k) is not None}
         if self._stream is None:
-            return item | {k: v.to(self.device) for k, v in here.items()}, None
+            return item | {k: v.to(self.device, copy=self.lent) for k, v in here.items()}, None
         with torch.cuda.stream(self._stream):
+            # torch keeps pinned memory that was freed, and gives a block away again only once the
+            # copy that was begun from it has ended: after the first steps nothing is pinned anew
             there = {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in here.items()}
             return item | there, self._stream.record_event()
 
@@ -248,10 +308,9 @@ class Produce:
     """To another process, which is sent small labels."""
 
     def __call__(self, step: int) -> Item:
-        samples = read_step(self.cases, self.spec, step)
         if not self.augment:
-            return packed(samples)
-        images, labels = augmented_here(samples, self.spec)
+            return packed_step(self.cases, self.spec, step, lent=self.travels)
+        images, labels = augmented_here(read_step(self.cases, self.spec, step), self.spec)
         return {"images": images, "labels": labels.to(torch.int16) if self.travels else labels}
 
 
@@ -280,9 +339,9 @@ class Batches:
         self.spec, self.start, self.stop = spec, start, stop
         self.workers = min(workers, stop - start)
         self.device = torch.device(device)
-        here = self.device.type != "cpu" if augment_here is None else augment_here
+        here = is_card(self.device) if augment_here is None else augment_here
         # a thread beside a training on the processor would only take its cores
-        self.ahead = AHEAD if self.device.type != "cpu" else 0
+        self.ahead = AHEAD if is_card(self.device) else 0
         self._produce = Produce(cases, spec, augment=not here, travels=self.workers > 0)
         self._loader: Loader | None = None
         self._ahead: Ahead[tuple[Item, Any]] | None = None
@@ -294,9 +353,14 @@ class Batches:
         self.close()
         items: Iterator[Item] = map(self._produce, range(self.start, self.stop))
         if self.workers:
-            self._loader = Loader(self._produce, self.start, self.stop, self.workers)
-            items = iter(self._loader)
-        bringer = Bringer(self.device)
+            try:
+                self._loader = Loader(self._produce, self.start, self.stop, self.workers)
+                items = iter(self._loader)
+            except NoWorkers as error:
+                log.warning("%s. Until then patches are loaded by the training itself", error)
+                produce = replace(self._produce, travels=False)
+                items = map(produce, range(self.start, self.stop))
+        bringer = Bringer(self.device, lent=self._loader is not None)
         coming: Iterable[tuple[Item, Any]] = map(bringer.bring, items)
         if self.ahead:
             coming = self._ahead = Ahead(iter(coming), self.ahead)
@@ -341,6 +405,6 @@ def validation_batches(
         draws = draw_batch(
             cases, spec.patch_vox, spec.batch_size, spec.sampling, spec.seed, step, VALIDATION
         )
-        samples = [_read(cases[d.case], d, spec, UNCHANGED) for d in draws]
+        samples = [_read(_box(cases[d.case], d, spec, UNCHANGED), spec) for d in draws]
         images, labels = augmented_here(samples, spec)
         yield images.to(where), labels.to(where)

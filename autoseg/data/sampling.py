@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoseg.documents.plan import Sampling
 
@@ -26,7 +25,8 @@ class Sampled(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def classes_present(self) -> tuple[int, ...]: ...
-    def places_of(self, index: int) -> NDArray[np.int32]: ...
+    def count_of(self, index: int) -> int: ...
+    def place_of(self, index: int, number: int) -> tuple[int, int, int]: ...
 
 
 class Cases(Protocol):
@@ -130,14 +130,12 @@ def _placed(
     """A patch of a case: around a voxel of the class `forced`, or, if None, anywhere."""
     bounds = [_bounds(extent, n) for extent, n in zip(case.shape, box, strict=True)]
     if forced is not None:
-        places = case.places_of(forced)
-        voxel = places[int(rng.integers(len(places)))]
-        return Draw(index, lower_around(voxel.tolist(), box, bounds, rng), forced)
-    labelled = case.places_of(0)
-    if len(labelled):
+        voxel = case.place_of(forced, int(rng.integers(case.count_of(forced))))
+        return Draw(index, lower_around(voxel, box, bounds, rng), forced)
+    if labelled := case.count_of(0):
         # where only slices or strokes are labelled, most patches would hold nothing to learn from
-        voxel = labelled[int(rng.integers(len(labelled)))]
-        return Draw(index, lower_around(voxel.tolist(), box, bounds, rng), None)
+        voxel = case.place_of(0, int(rng.integers(labelled)))
+        return Draw(index, lower_around(voxel, box, bounds, rng), None)
     z, y, x = (int(rng.integers(low, high + 1)) for low, high in bounds)
     return Draw(index, (z, y, x), None)
 

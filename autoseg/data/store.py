@@ -1,11 +1,15 @@
 """What a prepared case is on disk, and how a part of it is read.
 
 A case is a folder of plain arrays, so that a patch costs no decompression and small datasets can
-live in memory: `image.npy` (C, Z, Y, X), `label.npy` (Z, Y, X), `places.npy` (N, 3) with places of
-the foreground sorted by class, and `case.json`. The folder's name is the case's name. What an
-earlier stage saw in a case lies elsewhere, since it belongs to a training: one `<case>.npy` a case.
+live in memory: `image.npy` (C, Z*Y*X), `label.npy` (1, Z*Y*X'), both in bricks (`data.bricks`),
+`places.npy` (N) with places of the foreground sorted by class, and `case.json`. The image is kept
+in half floats where that loses nothing that matters, labels in as few bits as they need. The
+folder's name is the case's name. What an earlier stage saw in a case lies elsewhere, since it
+belongs to a training: one `<case>.npy` a case.
 """
 
+import mmap
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,86 +21,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.documents.labels import IGNORE, OUTSIDE
+from autoseg.data.bricks import PAGE, Shape, cut, spans, unpacked_labels
+from autoseg.documents.labels import OUTSIDE
 from autoseg.errors import AutosegError
-from autoseg.files import read_json, write_json
+from autoseg.files import read_json
+from autoseg.pool import free_bytes
 
-SCHEMA = 1
-PLACES_LEAST = 10_000
-PLACES_SHARE = 0.01
-PLACES_SEED = 1234
+SCHEMA = 2
+"""1 had float32 images and whole labels, row by row, and places of three numbers; it is read too."""
 OPEN_CASES = 64
 """Memory maps held at once: four file handles each, far below a usual limit of 1024."""
-
-OWN_KEYS = ("schema", "shape", "channels", "classes")
-
+HANDLES_A_CASE = 4
 Labels = NDArray[np.int8] | NDArray[np.int16]
+Image = NDArray[np.float16] | NDArray[np.float32]
 
 
-def write_case(
-    folder: Path,
-    image: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]] | None,
-    info: Mapping[str, Any],
-) -> None:
-    """Fill `folder`, empty and owned by the caller, with one prepared case.
+@dataclass(frozen=True)
+class Packing:
+    """How the labels of a case are written: see `bricks.packed_labels`."""
 
-    `image` is (C, Z, Y, X), `labels` (Z, Y, X) with class indices, -1 outside the crop mask and -2
-    where nobody labelled; None for a case without labels. `info` goes into case.json beside our own keys (the spacing, the
-    crop box, the shapes before cropping and resampling, the file's grid, …) and must hold neither
-    NaN nor infinity. Raises ValueError for arrays or keys that do not fit.
-    """
-    if image.ndim != 4 or (labels is not None and labels.shape != image.shape[1:]):
-        found = None if labels is None else labels.shape
-        raise ValueError(f"an image (C, Z, Y, X) and its labels: {image.shape} and {found}")
-    if clash := sorted(set(info) & set(OWN_KEYS)):
-        raise ValueError(f"case.json keeps these keys to itself: {clash}")
-    ranges: dict[str, list[int]] = {}
-    places = np.empty((0, 3), np.int32)
-    np.save(folder / "image.npy", np.ascontiguousarray(image, np.float32))
-    if labels is not None:
-        kind = np.int8 if labels.max(initial=0) <= np.iinfo(np.int8).max else np.int16
-        np.save(folder / "label.npy", np.ascontiguousarray(labels, kind))
-        places, ranges = _places(labels)
-    np.save(folder / "places.npy", places)
-    document = {
-        "schema": SCHEMA,
-        "shape": list(image.shape[1:]),
-        "channels": image.shape[0],
-        "classes": ranges if labels is not None else None,
-        **info,
-    }
-    write_json(folder / "case.json", document, durable=False)
+    bits: int
+    least: int
+    kind: type[np.integer[Any]]
 
-
-def _places(
-    labels: NDArray[np.integer[Any]],
-) -> tuple[NDArray[np.int32], dict[str, list[int]]]:
-    """Sampled places of each foreground class, and each class' [start, stop] among them.
-
-    Of n voxels, max(10 000, 1 %) are kept, all where there are fewer: nnU-Net's rule. Where nobody
-    labelled some voxels, places of whatever is labelled, background too, come first, as class 0.
-    """
-    foreground = np.flatnonzero(labels > 0)
-    classes = labels.reshape(-1)[foreground]
-    wanted = [(index, foreground[classes == index]) for index in np.unique(classes).tolist()]
-    if (labels == IGNORE).any() and (labels >= 0).any():
-        wanted.insert(0, (0, np.flatnonzero(labels >= 0)))
-    parts: list[NDArray[np.intp]] = []
-    ranges: dict[str, list[int]] = {}
-    start = 0
-    for index, here in wanted:
-        keep = min(here.size, max(PLACES_LEAST, int(PLACES_SHARE * here.size)))
-        if keep < here.size:
-            rng = np.random.default_rng((PLACES_SEED, index))
-            here = here[np.sort(rng.choice(here.size, keep, replace=False, shuffle=False))]
-        parts.append(here)
-        ranges[str(index)] = [start, start + keep]
-        start += keep
-    if not parts:
-        return np.empty((0, 3), np.int32), ranges
-    places = np.stack(np.unravel_index(np.concatenate(parts), labels.shape), axis=1)
-    return places.astype(np.int32), ranges
+    @property
+    def each(self) -> int:
+        """Neighbouring voxels in one number."""
+        return max(8 // self.bits, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,31 +55,68 @@ class StoredCase:
     """One prepared case, its arrays memory-mapped or in memory."""
 
     name: str
-    image: NDArray[np.float32]
-    """(C, Z, Y, X)"""
-    labels: Labels | None
-    """(Z, Y, X) class indices, -1 outside the crop mask, -2 where nobody labelled"""
-    places: NDArray[np.int32]
-    """(N, 3), sorted by class"""
+    shape: Shape
+    """(Z, Y, X)"""
+    stored: Image
+    """(C, Z*Y*X) in bricks"""
+    packed: NDArray[Any] | None
+    """(1, Z*Y*X') labels in bricks"""
+    bricks: tuple[Shape, Shape]
+    """Of the image, and of the packed labels."""
+    packing: Packing | None
+    places: NDArray[np.integer[Any]]
+    """(N) numbers of voxels, or (N, 3), sorted by class"""
     ranges: Mapping[int, tuple[int, int]]
     info: Mapping[str, Any]
     previous: Labels | None = None
     """(Z, Y, X) class indices of a cascade's earlier stage, none negative"""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(Z, Y, X)"""
-        z, y, x = self.image.shape[1:]
-        return z, y, x
+    advise: bool = False
+    """Whether the system is told which pages will be read: worth it where not all stay in memory."""
 
     @property
     def channels(self) -> int:
-        return int(self.image.shape[0])
+        return int(self.stored.shape[0])
+
+    @property
+    def kind(self) -> type[np.floating[Any]]:
+        """Of which numbers the image is: half floats or float32."""
+        return self.stored.dtype.type  # type: ignore[return-value]
+
+    @property
+    def label_kind(self) -> type[np.integer[Any]]:
+        """Of which numbers labels are."""
+        if self.packed is None or self.packing is None:
+            return np.int8
+        return self.packed.dtype.type if self.packed.dtype.kind == "i" else self.packing.kind
+
+    @property
+    def image(self) -> Image:
+        """(C, Z, Y, X), a copy of the whole image."""
+        whole = np.empty((self.channels, *self.shape), self.stored.dtype)
+        cut(self.stored, self.shape, self.bricks[0], (0, 0, 0), whole)
+        return whole
+
+    @property
+    def labels(self) -> Labels | None:
+        """(Z, Y, X) class indices, -1 outside the crop mask, -2 where nobody labelled: a copy."""
+        if self.packed is None:
+            return None
+        return _labels(self, [slice(0, n) for n in self.shape])
 
     @property
     def classes_present(self) -> tuple[int, ...]:
         """The foreground classes that the case holds, ascending."""
         return tuple(sorted(index for index in self.ranges if index > 0))
+
+    def count_of(self, index: int) -> int:
+        """How many places of a class are stored: see `places_of`."""
+        start, stop = self.ranges.get(index, (0, 0))
+        return stop - start
+
+    def place_of(self, index: int, number: int) -> tuple[int, int, int]:
+        """The voxel of one of the stored places of a class."""
+        z, y, x = self._voxels(self.places[self.ranges[index][0] + number][None])[0].tolist()
+        return z, y, x
 
     def places_of(self, index: int) -> NDArray[np.int32]:
         """(n, 3) stored voxel places of a foreground class; (0, 3) where the case has none.
@@ -136,10 +124,17 @@ class StoredCase:
         Of 0: of all that is labelled, in a case where nobody labelled some voxels; else (0, 3).
         """
         start, stop = self.ranges.get(index, (0, 0))
-        return self.places[start:stop]
+        return self._voxels(self.places[start:stop])
+
+    def _voxels(self, places: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        if places.ndim == 2:
+            return places.astype(np.int32)
+        return np.stack(np.unravel_index(places, self.shape), axis=1).astype(np.int32)
 
 
-def open_case(folder: Path, *, in_memory: bool = False, previous: Path | None = None) -> StoredCase:
+def open_case(
+    folder: Path, *, in_memory: bool = False, previous: Path | None = None, advise: bool = False
+) -> StoredCase:
     """The prepared case in `folder`, memory-mapped unless `in_memory`.
 
     `previous` is the file of an earlier stage's label map. Raises AutosegError naming the case if a
@@ -151,43 +146,75 @@ def open_case(folder: Path, *, in_memory: bool = False, previous: Path | None = 
     except AutosegError as error:
         raise _damaged(name, str(error)) from error
     try:
-        shape = tuple(int(n) for n in info["shape"])
-        full = (int(info["channels"]), *shape)
-        classes = info["classes"]
+        z, y, x = (int(n) for n in info["shape"])
+        channels, classes, schema = int(info["channels"]), info["classes"], int(info["schema"])
         ranges = {int(c): (int(a), int(b)) for c, (a, b) in (classes or {}).items()}
         count = max((stop for _, stop in ranges.values()), default=0)
+        image_brick, label_brick, packing = _layout(info, (z, y, x))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(name, f"case.json lacks or garbles {error}") from error
-    labels = folder / "label.npy"
-    before = None
+    if schema > SCHEMA:
+        raise _damaged(name, f"written by a newer autoseg, schema {schema}")
+    voxels, old = z * y * x, schema == 1
+    files = partial(_array, in_memory=in_memory, blame=blame, random=advise)
+    labels = before = None
     if previous is not None:
-        before = _array(previous, shape, "i", in_memory, partial(_damaged_previous, name))
+        blamed = partial(_damaged_previous, name)
+        before = _array(previous, (z, y, x), "i", in_memory=in_memory, blame=blamed)
+    if packing is not None:
+        packed = z * y * -(-x // packing.each)
+        labels = files(folder / "label.npy", (z, y, x) if old else (1, packed), "iu")
+    image = files(folder / "image.npy", (channels, z, y, x) if old else (channels, voxels), "f")
     return StoredCase(
         name=name,
-        image=_array(folder / "image.npy", full, "f", in_memory, blame),
-        labels=None if classes is None else _array(labels, shape, "i", in_memory, blame),
-        places=_array(folder / "places.npy", (count, 3), "i", in_memory, blame),
+        shape=(z, y, x),
+        stored=image.reshape(channels, voxels),
+        packed=None if labels is None else labels.reshape(1, -1),
+        bricks=(image_brick, label_brick),
+        packing=packing,
+        places=files(folder / "places.npy", (count, 3) if old else (count,), "i"),
         ranges=ranges,
         info=info,
         previous=before,
+        advise=advise and not in_memory,
     )
+
+
+def _layout(info: Mapping[str, Any], shape: Shape) -> tuple[Shape, Shape, Packing | None]:
+    """The bricks of image and labels and how labels are packed, as case.json says."""
+    if int(info["schema"]) == 1:
+        # row by row: one brick
+        whole = Packing(16, 0, np.int16)
+        return shape, shape, None if info["classes"] is None else whole
+    z, y, x = (int(n) for n in info["bricks"]["image"])
+    lz, ly, lx = (int(n) for n in info["bricks"]["labels"])
+    packing = None
+    if info["classes"] is not None:
+        written = info["labels"]
+        kind = {"int8": np.int8, "int16": np.int16}[written["kind"]]
+        packing = Packing(int(written["bits"]), int(written["least"]), kind)
+    return (z, y, x), (lz, ly, lx), packing
 
 
 def _array(
     file: Path,
     shape: tuple[int, ...],
-    kind: str,
+    kinds: str,
+    *,
     in_memory: bool,
     blame: Callable[[str], AutosegError],
+    random: bool = False,
 ) -> NDArray[Any]:
     mode = None if in_memory or prod(shape) == 0 else "r"
     try:
         array = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
     except (OSError, ValueError, EOFError) as error:
         raise blame(f"{file.name}: {error}") from error
-    if array.shape != shape or array.dtype.kind != kind:
+    if array.shape != shape or array.dtype.kind not in kinds:
         found = f"{array.dtype} {array.shape}"
         raise blame(f"{file.name} holds {found}, case.json says {shape}")
+    if random and isinstance(array, np.memmap) and hasattr(mmap, "MADV_RANDOM"):
+        array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
     loaded: NDArray[Any] = array
     return loaded
 
@@ -207,29 +234,65 @@ def _damaged_previous(name: str, found: str) -> AutosegError:
 
 
 def read_patch(
-    case: StoredCase, lower: Sequence[int], size: Sequence[int]
-) -> tuple[NDArray[np.float32], Labels]:
-    """The box [lower, lower + size) of image (C, *size) and labels (*size), not to be written to.
+    case: StoredCase, lower: Sequence[int], size: Sequence[int], into: Image | None = None
+) -> tuple[Image, Labels]:
+    """The box [lower, lower + size) of image (C, *size), of the case's kind, and labels (*size).
 
-    A box inside the case is not copied: the arrays are views of the case's. Of another, what lies
-    beyond the border is 0 in the image and -1 in the labels; so are the labels of a case without
-    labels. `lower` may be negative. A 2D patch is a box of size (1, H, W).
+    The image is written to `into` where that is given, of any kind of floats. What lies beyond the
+    border is 0 in the image and -1 in the labels; so are the labels of a case without labels.
+    `lower` may be negative. A 2D patch is a box of size (1, H, W).
     """
-    box, into = _overlap(case, lower, size)
-    image, labels = case.image[(slice(None), *box)], None
-    if case.labels is not None:
-        labels = case.labels[box]
-    if image.shape[1:] != tuple(size):
-        inside, image = image, np.zeros((case.channels, *size), np.float32)
-        image[(slice(None), *into)] = inside
-    if labels is None or labels.shape != tuple(size):
-        here, kind = labels, np.int8 if labels is None else labels.dtype
-        labels = np.full(tuple(size), OUTSIDE, kind)
-        if here is not None:
-            labels[into] = here
-    for array in (image, labels):
-        array.flags.writeable = False
+    box, target = _overlap(case, lower, size)
+    image: Image = np.empty((case.channels, *size), case.kind) if into is None else into
+    whole = all(part.stop - part.start == n for part, n in zip(target, size, strict=True))
+    meets = all(part.start < part.stop for part in box)
+    if not whole:
+        image[...] = 0
+    if meets:
+        if case.advise:
+            _announce(case, box)
+        inside = image[(slice(None), *target)]
+        cut(case.stored, case.shape, case.bricks[0], [part.start for part in box], inside)
+    if whole and case.packed is not None:
+        return image, _labels(case, box)
+    labels: Labels = np.full(tuple(size), OUTSIDE, case.label_kind)
+    if meets and case.packed is not None:
+        labels[target] = _labels(case, box)
     return image, labels
+
+
+def _labels(case: StoredCase, box: Sequence[slice]) -> Labels:
+    """The labels of a box that lies within the case."""
+    assert case.packed is not None and case.packing is not None
+    each, (z, y, x) = case.packing.each, case.shape
+    first, last = box[2].start // each, -(-box[2].stop // each)
+    packed = np.empty(
+        (1, *(part.stop - part.start for part in box[:2]), last - first), case.packed.dtype
+    )
+    lower = [box[0].start, box[1].start, first]
+    cut(case.packed, (z, y, -(-x // each)), case.bricks[1], lower, packed)
+    if case.packed.dtype.kind == "i":
+        return packed[0]
+    start, count = box[2].start - first * each, box[2].stop - box[2].start
+    return unpacked_labels(
+        packed[0], case.packing.bits, case.packing.least, case.packing.kind, start, count
+    )
+
+
+def _announce(case: StoredCase, box: Sequence[slice]) -> None:
+    """Let the system fetch the pages of a box at once instead of one after the other."""
+    stored = case.stored
+    if not isinstance(stored, np.memmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    lower, upper = [part.start for part in box], [part.stop for part in box]
+    base, item = stored.offset % mmap.ALLOCATIONGRANULARITY, stored.itemsize
+    for channel in range(case.channels):
+        begin = base + channel * stored.shape[1] * item
+        for first, last in spans(case.shape, case.bricks[0], lower, upper):
+            page = (begin + first * item) // PAGE * PAGE
+            stored._mmap.madvise(  # type: ignore[attr-defined]
+                mmap.MADV_WILLNEED, page, begin + last * item - page
+            )
 
 
 def read_previous(
@@ -263,6 +326,18 @@ def _overlap(
     return tuple(inside), tuple(target)
 
 
+def _most_open() -> int:
+    """How many cases may be mapped at once: fewer where the system allows few open files."""
+    if sys.platform == "win32":
+        return OPEN_CASES
+    import resource
+
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return OPEN_CASES
+    return max(1, min(OPEN_CASES, allowed // (2 * HANDLES_A_CASE)))
+
+
 class StoredCases:
     """The prepared cases of a fold, by index: in memory where they fit, else memory-mapped.
 
@@ -294,7 +369,10 @@ class StoredCases:
                 f"{self.previous}, first {unseen[0]}; train the earlier stage, and the same command "
                 "makes them"
             )
-        self.in_memory = self.bytes_on_disk() <= ram_bytes
+        size = self.bytes_on_disk()
+        self.in_memory = size <= ram_bytes
+        # where the system can keep all files, it reads them whole: it is best at that
+        self.advise = size > free_bytes()
         self._opened: OrderedDict[int, StoredCase] = OrderedDict()
 
     def bytes_on_disk(self) -> int:
@@ -315,9 +393,12 @@ class StoredCases:
             return self._opened[index]
         name = self.ids[index]
         previous = None if self.previous is None else self.previous / f"{name}.npy"
-        case = open_case(self.folder / name, in_memory=self.in_memory, previous=previous)
+        case = open_case(
+            self.folder / name, in_memory=self.in_memory, previous=previous,
+            advise=self.advise,
+        )  # fmt: skip
         self._opened[index] = case
-        if not self.in_memory and len(self._opened) > OPEN_CASES:
+        if not self.in_memory and len(self._opened) > _most_open():
             self._opened.popitem(last=False)
         return case
 

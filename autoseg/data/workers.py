@@ -4,12 +4,15 @@ Also the thread that fetches them before they are asked for, for a card.
 
 The processes and queues are batchgenerators' MultiThreadedAugmenter: worker i makes the steps
 start + i, start + i + n, … and the queues are read in turn, so the order is fixed. Added here:
-clean starts of processes, the words of a worker's error, and workers that end with their parent
-(docs/decisions/0005-loading.md).
+items in shared memory instead of pipes, clean starts of processes, the words of a worker's error,
+and workers that end with their parent (docs/decisions/0005-loading.md).
 """
 
+import contextlib
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -19,13 +22,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from typing import Any, Generic, TypeVar
 
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 
+from autoseg.data.ring import ABORT, PAUSE, SLOTS, Ring
 from autoseg.errors import AutosegError
+
+log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 """What one step gives; its tensors travel as arrays."""
@@ -37,11 +42,22 @@ WATCH_S = 1.0
 _starting = threading.Lock()
 
 
-class StepSource:
-    """The steps of one worker as batchgenerators' loaders see them; `produce` makes an item."""
+class NoWorkers(AutosegError):
+    """The system has no room for what loading processes need."""
 
-    def __init__(self, produce: Callable[[int], Item], start: int, stop: int, workers: int) -> None:
+
+class StepSource:
+    """The steps of one worker as batchgenerators' loaders see them; `produce` makes an item.
+
+    What is sent through the queue is short: where the item lies in the ring. Without a ring, or
+    where there is no memory for the item, it is the pickled item.
+    """
+
+    def __init__(
+        self, produce: Callable[[int], Item], start: int, stop: int, workers: int, ring: Ring | None
+    ) -> None:
         self.produce, self.start, self.stop, self.workers = produce, start, stop, workers
+        self.ring, self.index, self.made = ring, 0, 0
         self.parent = os.getpid()
         self.steps: Iterator[int] = iter(())
 
@@ -54,21 +70,30 @@ class StepSource:
         # Ctrl-C reaches every process of the terminal; the parent decides when the work ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(self.parent,), daemon=True).start()
+        self.index = index
         self.steps = iter(range(self.start + index, self.stop, self.workers))
 
     def __iter__(self) -> "StepSource":
         return self
 
-    def __next__(self) -> Item:
+    def __next__(self) -> dict[str, Any]:
         step = next(self.steps)
         try:
             item = self.produce(step)
         except AutosegError as error:
             self.steps = iter(())
             return {"error": str(error)}
-        # through the pipe: torch would use shared memory, of which a container may have little,
-        # and file handles, which end with a worker that is closed early
-        return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in item.items()}
+        item = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in item.items()}
+        if self.ring is not None:
+            slot = self.index * SLOTS + self.made % SLOTS
+            with contextlib.suppress(OSError):
+                message = self.ring.put(item, slot)
+                self.made += 1
+                if message is None:
+                    raise StopIteration
+                return {"message": message}
+        # pickled now, not by the queue's thread: the memory is written over by the next item
+        return {"pickled": pickle.dumps(item, protocol=5)}
 
 
 def _end_with(parent: int) -> None:
@@ -98,15 +123,28 @@ def _spawning() -> Iterator[None]:
 class Loader:
     """The items that `produce` makes of steps start … stop - 1, in order, from worker processes.
 
-    `produce` must pickle. Raises AutosegError with the words of a worker's error, or saying that a
-    worker died.
+    Arrays of an item last until the next one is asked for. `produce` must pickle. Raises NoWorkers
+    if processes cannot be started, AutosegError with the words of a worker's error, or saying that
+    a worker died.
     """
 
     def __init__(self, produce: Callable[[int], Item], start: int, stop: int, workers: int) -> None:
-        source = StepSource(produce, start, stop, workers)
-        with _spawning():
+        self._ring: Ring | None = None
+        try:
+            self._ring = Ring(workers)
+        except OSError as error:
+            log.info("patches come through pipes, which is slower: %s", error)
+        source = StepSource(produce, start, stop, workers, self._ring)
+        with _spawning(), _enough_locks(workers):
             self._workers = MultiThreadedAugmenter(source, None, workers, CACHED_PER_WORKER)
-            self._workers.restart()
+            if self._ring is not None:
+                self._workers.abort_event = self._ring.flag(ABORT)
+                self._workers.pause_event = self._ring.flag(PAUSE)
+            try:
+                self._workers.restart()
+            except OSError:
+                self.close()
+                raise
         threading.Thread(
             target=_abort_when_one_dies,
             args=(list(self._workers._processes), self._workers.abort_event),
@@ -128,14 +166,36 @@ class Loader:
             if "error" in item:
                 self.close()
                 raise AutosegError(item["error"])
-            yield item
+            if "message" in item:
+                assert self._ring is not None
+                yield self._ring.take(item["message"])
+                self._ring.free(item["message"][0])
+            else:
+                yield pickle.loads(item["pickled"])
 
     def close(self) -> None:
         """End the workers; nothing to do if they have ended."""
         self._workers._finish()
+        if self._ring is not None:
+            self._ring.close()
 
 
-def _abort_when_one_dies(workers: Sequence[BaseProcess], abort: Event) -> None:
+@contextmanager
+def _enough_locks(workers: int) -> Iterator[None]:
+    """Raises NoWorkers where the system has no room for the locks of the queues.
+
+    They are the standard library's and lie in /dev/shm, some pages a worker.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NoWorkers(
+            f"{workers} loading processes cannot be started ({error.strerror or error}); they need "
+            "some shared memory and open files: give a container --shm-size=64m, raise `ulimit -n`"
+        ) from error
+
+
+def _abort_when_one_dies(workers: Sequence[BaseProcess], abort: Any) -> None:
     """Make the consumer stop waiting once a worker has ended, for whatever reason.
 
     batchgenerators looks after its workers only between two messages, and would wait for ever on

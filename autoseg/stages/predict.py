@@ -122,7 +122,7 @@ def predict_validation(
 def _held_out(voice: Voice, stored: StoredCase, keep_at: Path | None) -> Classes:
     """Class indices of a prepared case on its own grid; probabilities are kept where a path says."""
     labels, shape = voice.labels, tuple(stored.info["arranged_shape"])
-    image = np.array(stored.image)
+    image = stored.image.astype(np.float32)
     if stored.previous is not None:
         image = np.concatenate([image, one_hot(stored.previous, labels.count)])
     with voice.variant.pinned(), explained(voice.device):

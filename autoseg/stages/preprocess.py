@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoseg.data.prepare import bytes_needed, prepare, target_spacing
-from autoseg.data.store import write_case
+from autoseg.data.writing import write_case
 from autoseg.documents.dataset import Case, Dataset
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Preparation

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from autoseg.data.batches import Batches, BatchSpec
-from autoseg.data.store import open_case, write_case
+from autoseg.data.store import open_case
+from autoseg.data.writing import write_case
 from autoseg.documents.plan import Augmentation, Sampling
 from bench.clock import asked, measured, tell
 from bench.inputs import image, label_map

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from autoseg.data.batches import Batches, BatchSpec
-from autoseg.data.store import StoredCases, write_case
+from autoseg.data.store import StoredCases
+from autoseg.data.writing import write_case
 from autoseg.documents.plan import Augmentation, Sampling, Training
 from autoseg.documents.presets.table import network_spec
 from autoseg.learn.loop import advance

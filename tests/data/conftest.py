@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.data.store import StoredCases, write_case
+from autoseg.data.store import StoredCases
+from autoseg.data.writing import write_case
 
 
 @pytest.fixture

@@ -147,12 +147,9 @@ def test_what_is_cut_off_beyond_the_border_changes_nothing(three_cases):
 
 
 def test_cases_in_memory_are_only_read(three_cases):
-    """Patches are views of them, and all that is done to a patch is done to its copy."""
+    """All that is done to a patch is done to a copy."""
     cases = StoredCases(three_cases.folder, three_cases.ids, three_cases.bytes_on_disk())
     before = [(cases[i].image.copy(), cases[i].labels.copy()) for i in range(3)]
-    samples = [s for step in range(8) for s in read_step(cases, SPEC, step)]
-    views = [any(np.shares_memory(s.image, cases[i].image) for i in range(3)) for s in samples]
-    assert any(views)
     list(Batches(cases, dataclasses.replace(SPEC, batch_size=2), 0, 12))
     for i, (image, labels) in enumerate(before):
         np.testing.assert_array_equal(cases[i].image, image)

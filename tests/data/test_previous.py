@@ -19,7 +19,8 @@ from autoseg.data.batches import (
 from autoseg.data.prepare import prepare
 from autoseg.data.previous import one_hot, prepare_previous
 from autoseg.data.spoiling import spoilt
-from autoseg.data.store import StoredCases, open_case, read_previous, write_case
+from autoseg.data.store import StoredCases, open_case, read_previous
+from autoseg.data.writing import write_case
 from autoseg.documents.dataset import Case
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.plan import Augmentation, ChannelScale, Preparation, Previous, Sampling

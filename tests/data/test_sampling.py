@@ -17,8 +17,11 @@ class FakeCase:
     def classes_present(self):
         return tuple(sorted(self.places))
 
-    def places_of(self, index):
-        return np.array(self.places.get(index, []), np.int32).reshape(-1, 3)
+    def count_of(self, index):
+        return len(self.places.get(index, []))
+
+    def place_of(self, index, number):
+        return self.places[index][number]
 
 
 CASES = [

@@ -7,14 +7,15 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform
 
-from autoseg.data import store
+from autoseg.data import writing
 from autoseg.data.augment import Sample, SampleParameters, apply
 from autoseg.data.augment_draw import rotation
 from autoseg.data.augment_space import sample_labels, source_places
 from autoseg.data.batches import Batches, BatchSpec
 from autoseg.data.prepare import _marked_outside
 from autoseg.data.sampling import box_of, draw_batch
-from autoseg.data.store import StoredCases, open_case, write_case
+from autoseg.data.store import StoredCases, open_case
+from autoseg.data.writing import write_case
 from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.documents.plan import Augmentation, Sampling
 from autoseg.image.resample_labels import resample_labels
@@ -66,7 +67,7 @@ def test_places_of_whatever_is_labelled_are_stored_where_some_is_not(scribbles):
 
 
 def test_many_labelled_places_are_sampled_without_repetition(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "PLACES_LEAST", 50)
+    monkeypatch.setattr(writing, "PLACES_LEAST", 50)
     labels = np.zeros((10, 20, 20), np.int16)
     labels[0] = IGNORE
     labels[1, :2] = OUTSIDE
