@@ -59,7 +59,7 @@ def pieces(
         view: NDArray[Any] = np.ndarray(
             (channels, nz, ez - az, ny, ey - ay, nx, ex - ax),
             stored.dtype,
-            stored,  # type: ignore[arg-type]
+            stored,
             first * item,
             tuple(n * item for n in (prod(shape), slab, ty * tx, row, tx, one, 1)),
         )
@@ -121,13 +121,13 @@ def bits_for(labels: NDArray[np.integer[Any]]) -> tuple[int, int]:
 def packed_labels(labels: NDArray[np.integer[Any]], bits: int, least: int) -> NDArray[Any]:
     """(Z, Y, X') unsigned: 8 / bits neighbours along x to a byte, the first in its lowest bits."""
     kind = np.uint16 if bits == 16 else np.uint8
-    raised = (labels.astype(np.int32) - least).astype(kind)
+    raised: NDArray[Any] = (labels.astype(np.int32) - least).astype(kind)
     each = max(8 // bits, 1)
     if each == 1:
         return raised
     short = -labels.shape[2] % each
     raised = np.pad(raised, ((0, 0), (0, 0), (0, short)))
-    packed: NDArray[np.uint8] = raised[..., 0::each].copy()
+    packed: NDArray[Any] = raised[..., 0::each].copy()
     for n in range(1, each):
         packed |= raised[..., n::each] << (bits * n)
     return packed

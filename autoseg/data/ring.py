@@ -71,7 +71,8 @@ class Ring:
         """
         arrays: list[pickle.PickleBuffer] = []
         head = pickle.dumps(item, protocol=5, buffer_callback=arrays.append)
-        parts = [np.frombuffer(part, np.uint8) for part in (head, *(a.raw() for a in arrays))]
+        raw: list[Any] = [head, *(array.raw() for array in arrays)]
+        parts: list[NDArray[np.uint8]] = [np.frombuffer(part, np.uint8) for part in raw]
         ends, start = [], 0
         for part in parts:
             start = -(-start // ALIGNED) * ALIGNED + len(part)
@@ -80,7 +81,7 @@ class Ring:
             if self.flags[ABORT]:
                 return None
             time.sleep(WAIT_S)
-        if len(self._mapped.get(slot, ())) < ends[-1]:
+        if slot not in self._mapped or len(self._mapped[slot]) < ends[-1]:
             # to write where there is no memory would end the process without a word
             os.posix_fallocate(self.file, PAGE + slot * SLOT_BYTES, ends[-1])
         memory = self.memory(slot, ends[-1])
@@ -95,7 +96,7 @@ class Ring:
         memory = self.memory(slot, ends[-1])
         starts = [-(-end // ALIGNED) * ALIGNED for end in ends[:-1]]
         arrays = [memory[a:z] for a, z in zip(starts, ends[1:], strict=True)]
-        return pickle.loads(memory[ends[0] - head : ends[0]], buffers=arrays)
+        return pickle.loads(memory[ends[0] - head : ends[0]].data, buffers=arrays)
 
     def free(self, slot: int) -> None:
         """Let the worker write to the slot again."""

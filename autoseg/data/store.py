@@ -80,7 +80,7 @@ class StoredCase:
     @property
     def kind(self) -> type[np.floating[Any]]:
         """Of which numbers the image is: half floats or float32."""
-        return self.stored.dtype.type  # type: ignore[return-value]
+        return self.stored.dtype.type
 
     @property
     def label_kind(self) -> type[np.integer[Any]]:
@@ -191,7 +191,8 @@ def _layout(info: Mapping[str, Any], shape: Shape) -> tuple[Shape, Shape, Packin
     packing = None
     if info["classes"] is not None:
         written = info["labels"]
-        kind = {"int8": np.int8, "int16": np.int16}[written["kind"]]
+        kinds: dict[str, type[np.integer[Any]]] = {"int8": np.int8, "int16": np.int16}
+        kind = kinds[written["kind"]]
         packing = Packing(int(written["bits"]), int(written["least"]), kind)
     return (z, y, x), (lz, ly, lx), packing
 
@@ -272,7 +273,8 @@ def _labels(case: StoredCase, box: Sequence[slice]) -> Labels:
     lower = [box[0].start, box[1].start, first]
     cut(case.packed, (z, y, -(-x // each)), case.bricks[1], lower, packed)
     if case.packed.dtype.kind == "i":
-        return packed[0]
+        written: Labels = packed[0]
+        return written
     start, count = box[2].start - first * each, box[2].stop - box[2].start
     return unpacked_labels(
         packed[0], case.packing.bits, case.packing.least, case.packing.kind, start, count

@@ -48,7 +48,7 @@ def write_case(
     if clash := sorted(set(info) & set(OWN_KEYS)):
         raise ValueError(f"case.json keeps these keys to itself: {clash}")
     ranges: dict[str, list[int]] = {}
-    places = np.empty(0, np.int32)
+    places: NDArray[np.integer[Any]] = np.empty(0, np.int32)
     packing = None
     _save(folder / "image.npy", laid(narrowed(image), IMAGE_BRICK))
     if labels is not None:
