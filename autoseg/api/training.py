@@ -124,6 +124,7 @@ def find_best_configuration(
     run: str = "default",
     no_ensembles: bool = False,
     crf: bool = False,
+    margin: float | None = None,
     workers: int | None = None,
     device: str | None = None,
     root: Path | None = None,
@@ -131,8 +132,8 @@ def find_best_configuration(
 ) -> Best:
     """Choose configurations, their ensemble and its postprocessing on the cross-validation.
 
-    The best mean foreground Dice wins, unless something cheaper is not shown to be worse (paired
-    bootstrap over the cases). `predict` and `export` use what was chosen.
+    The best mean foreground Dice wins. Something cheaper wins only where the cases show, with 95 %
+    confidence, that it loses less than the margin. `predict` and `export` use what was chosen.
 
     dataset: number or name
     configuration: which ones compete (default: all that are trained on every fold)
@@ -140,18 +141,25 @@ def find_best_configuration(
     run: name of the run
     no_ensembles: single configurations alone
     crf: also try a conditional random field as postprocessing
+    margin: mean Dice that something cheaper may lose (default: 0.005; 0: always the highest mean)
     workers: processes (default: one for each core)
     device: cpu, cuda or cuda:1 (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
     """
+    from autoseg.errors import AutosegError
     from autoseg.flow import make
     from autoseg.flow.best import best
+    from autoseg.rules.selection import MARGIN
+
+    if margin is not None and not 0 <= margin <= 1:
+        raise AutosegError(f"--margin {margin:g} is a difference of Dice, from 0 to 1")
 
     job = job_of(dataset, root, plan=plan, run=run, workers=workers, device=device)
     make.check_plan_name(job)
     data, _, made = make.plan(job)
-    return best(job, data, made, several(configuration), ensembles=not no_ensembles, crf=crf)
+    return best(job, data, made, several(configuration), ensembles=not no_ensembles, crf=crf,
+                margin=MARGIN if margin is None else margin)  # fmt: skip
 
 
 def run(

@@ -101,6 +101,9 @@ class ModelSpec(Document):
     spacing_ranges_mm: tuple[tuple[float, float], ...]
     """Of each plan axis over the training set."""
     cross_validation: Summary | None = None
+    held_out_dice: float | None = None
+    """The mean Dice of the cross-validation where each case was postprocessed by steps that were
+    chosen without it; None where it is not known, or nothing is postprocessed."""
     version: str
     """The autoseg that made it."""
 

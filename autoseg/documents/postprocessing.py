@@ -11,8 +11,8 @@ EVERYTHING = "*"
 """In the place of a structure's name: all foreground together."""
 
 CAVEAT = (
-    "The steps were chosen on the same cross-validation whose score they then change. The bootstrap "
-    "guards against steps that help by chance, not against this: on new cases expect a little less."
+    "The steps were chosen on the same cross-validation whose score they then change, so `after` is "
+    "optimistic. `held_out` is what is left where each case is cleaned by steps chosen without it."
 )
 
 
@@ -109,6 +109,9 @@ class Postprocessing(Document):
     cases: int = 0
     before: float | None = None
     after: float | None = None
+    held_out: float | None = None
+    """The mean Dice where each case is cleaned by steps that were chosen without it: what new cases
+    may expect. None where nothing was kept, or the cases are too few."""
     note: str = CAVEAT
 
     @model_validator(mode="after")
@@ -124,7 +127,11 @@ class Postprocessing(Document):
         kept = "; ".join(step.phrase for step in self.steps) or "nothing"
         yield f"postprocessing: {kept}"
         if self.steps and self.before is not None and self.after is not None:
-            yield f"mean Dice {self.before:.4f} before, {self.after:.4f} after, {self.cases} cases"
+            honest = "" if self.held_out is None else f" ({self.held_out:.4f} held out)"
+            yield (
+                f"mean Dice {self.before:.4f} before, {self.after:.4f} after{honest}, "
+                f"{self.cases} cases"
+            )
         for tried in self.tried:
             yield f"  {'kept' if tried.kept else 'not kept'}: {tried.step.phrase}: {tried.why}"
 

@@ -23,14 +23,14 @@ from autoseg.files import read_json, sha256_file, write_json
 from autoseg.flow.choose import groups_of, model_from
 from autoseg.flow.make import Job, folds_of, validation
 from autoseg.image.reading import ending_for
-from autoseg.rules.selection import Candidate, choose
+from autoseg.rules.selection import MARGIN, Candidate, choose
 from autoseg.stage import Stamp, standing
 
 if TYPE_CHECKING:
     from autoseg.models.refine import Refine
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 SEPARATOR = " + "
 
 
@@ -56,6 +56,11 @@ class Best:
             yield f"{name}: Dice {'undefined' if mean is None else f'{mean:.4f}'}"
         mean = self.report.mean_dice
         yield f"cross-validated mean Dice {'undefined' if mean is None else f'{mean:.4f}'}"
+        if self.postprocessing.held_out is not None:
+            yield (
+                f"  {self.postprocessing.held_out:.4f} where each case is cleaned by steps that were "
+                "chosen without it: what new cases may expect"
+            )
         yield f"kept in {self.folder}; `autoseg predict` uses it"
 
 
@@ -93,14 +98,18 @@ def best(
     *,
     ensembles: bool = True,
     crf: bool = False,
+    margin: float = MARGIN,
 ) -> Best:
     """The choice among configurations and their ensembles, with its postprocessing.
+
+    `margin`: a cheaper candidate wins where it is shown to lose less mean Dice than this.
 
     What was chosen from the same folds before is only read. Raises AutosegError if folds are missing.
     """
     names = complete(job, dataset, made, configurations)
     folder = job.places.final(job.plan, job.run)
-    stamp = _stamp(job, dataset, names, ensembles, crf)
+    asked = {"ensembles": ensembles, "crf": crf, "margin": margin}
+    stamp = _stamp(job, dataset, names, asked)
     if (folder / "model.json").exists() and standing(
         folder / "stamp.json", stamp
     ).state == "current":
@@ -117,7 +126,7 @@ def best(
         cost = sum(costs[name] for name in group)
         candidates[title] = Candidate(title, cost, _dice(scored.cases))
         members[title] = group
-    chosen = choose(list(candidates.values()))
+    chosen = choose(list(candidates.values()), margin=margin)
     winner = chosen.value.name
     log.info("chosen: %s", winner)
     steps, report = _postprocessed(job, dataset, made, members[winner], maps[winner], folder, crf)
@@ -130,6 +139,7 @@ def best(
             "name": dataset.name.partition("_")[2],
             "postprocessing": [step.dump() for step in steps.steps],
             "cross_validation": report.summary.dump(),
+            "held_out_dice": steps.held_out,
         },
         "the chosen model",
     )
@@ -164,12 +174,12 @@ def _folds(job: Job, dataset: Dataset, name: str) -> list[Job]:
     return [replace(job, configuration=name, fold=fold) for fold in folds_of(job, dataset)]
 
 
-def _stamp(job: Job, dataset: Dataset, names: Sequence[str], ensembles: bool, crf: bool) -> Stamp:
+def _stamp(job: Job, dataset: Dataset, names: Sequence[str], asked: Mapping[str, Any]) -> Stamp:
     inputs = {}
     for name in names:
         for one in _folds(job, dataset, name):
             inputs[f"{name} {one.fold}"] = sha256_file(one.fold_places.weights)
-    return Stamp("final", VERSION, inputs, {"ensembles": ensembles, "crf": crf})
+    return Stamp("final", VERSION, inputs, asked)
 
 
 def pooled(job: Job, dataset: Dataset, name: str) -> list[CaseScores]:

@@ -200,6 +200,12 @@ def _after(spec: ModelSpec) -> Iterator[str]:
         yield "None."
     for number, step in enumerate(spec.postprocessing, 1):
         yield f"{number}. {in_words(step)}"
+    if spec.held_out_dice is not None:
+        yield ""
+        yield (
+            "These steps were chosen on the cross-validation whose scores stand above. Where each case "
+            f"is cleaned by steps that were chosen without it, the mean Dice is {spec.held_out_dice:.4f}."
+        )
 
 
 def in_words(step: Step) -> str:

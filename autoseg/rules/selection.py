@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from autoseg.rules.decision import Decision
 
@@ -22,6 +23,10 @@ DRAWS = 10_000
 SEED = 1979
 FEWEST_CASES = 5
 """With four cases even a gain in each of them is chance once in sixteen times."""
+MARGIN = 0.005
+"""A candidate that is shown to lose less mean Dice than this may win by its cost."""
+FEWEST_EQUIVALENT = 10
+"""That a loss is small cannot be shown with fewer cases."""
 ROUNDING = 1e-12
 """A smaller difference of two means is none."""
 
@@ -105,11 +110,60 @@ def better(
     )
 
 
-def choose(candidates: Sequence[Candidate], *, confidence: float = CONFIDENCE) -> Choice:
-    """The cheapest candidate that the one with the highest mean Dice is not better than.
+def equivalent(
+    best: Dice,
+    other: Dice,
+    margin: float,
+    *,
+    confidence: float = CONFIDENCE,
+    draws: int = DRAWS,
+    seed: int = SEED,
+) -> Decision[bool]:
+    """Whether there is evidence that `other` loses less than `margin` mean Dice against `best`.
 
-    Of equally cheap ones it is the one with the higher mean, then the first. Raises ValueError if
-    there is none, if two share a name, or if they were not scored on the same cases.
+    A one-sided test of non-inferiority: the loss that is not exceeded with `confidence` must be below
+    the margin. It is the larger of two bounds, since each is too bold somewhere: the percentile of the
+    paired bootstrap of `better`, and Student's bound of the mean difference of the cases. Fewer than
+    FEWEST_EQUIVALENT scored cases are no evidence. Raises ValueError for other cases.
+    """
+    _same_cases({"best": best, "other": other})
+    cases = [c for c in sorted(best) if _scored(best[c]) or _scored(other[c])]
+    if len(cases) < FEWEST_EQUIVALENT:
+        return Decision(
+            False, f"{_cases(len(cases))} are no evidence, which takes {FEWEST_EQUIVALENT}"
+        )
+    names = sorted({*structure_means(best), *structure_means(other)})
+    one, two = _table(best, cases, names), _table(other, cases, names)
+    drawn = float(np.quantile(_drawn_gains(one, two, draws, seed), confidence))
+    bound = max(drawn, _student_bound(one, two, confidence))
+    found = bound < margin
+    return Decision(
+        found,
+        f"with {confidence:.0%} confidence it loses less than {max(bound, 0):.4f} mean Dice on "
+        f"{_cases(len(cases))}, {'within' if found else 'beyond'} the margin of {margin:g}",
+    )
+
+
+def _student_bound(best: Floats, other: Floats, confidence: float) -> float:
+    """The upper bound of the mean over cases of the mean difference of the structures."""
+    differences = best - other
+    defined = np.isfinite(differences)
+    rows = defined.any(1)
+    if rows.sum() < 2:
+        return math.inf
+    per_case = np.where(defined, differences, 0.0)[rows].sum(1) / defined[rows].sum(1)
+    error = float(per_case.std(ddof=1)) / math.sqrt(len(per_case))
+    return float(per_case.mean()) + float(stats.t.ppf(confidence, len(per_case) - 1)) * error
+
+
+def choose(
+    candidates: Sequence[Candidate], *, margin: float = MARGIN, confidence: float = CONFIDENCE
+) -> Choice:
+    """The candidate with the highest mean Dice; a cheaper one only where it is shown to be as good.
+
+    As good: `equivalent` within `margin`; 0 takes the highest mean whatever it costs. Of candidates
+    with one mean it is the cheapest, then the first. Raises ValueError if there is none, if two share
+    a name, or if they were not scored on the same cases.
     """
     if not candidates or len({c.name for c in candidates}) != len(candidates):
         raise ValueError("a choice needs candidates, each with a name of its own")
@@ -118,9 +172,13 @@ def choose(candidates: Sequence[Candidate], *, confidence: float = CONFIDENCE) -
     cheap_first = sorted(candidates, key=lambda c: (c.cost, -_or_worst(means[c.name])))
     best = max(cheap_first, key=lambda c: _or_worst(means[c.name]))
     verdicts = {
-        c.name: better(best.dice, c.dice, confidence=confidence) for c in cheap_first if c != best
+        c.name: equivalent(best.dice, c.dice, margin, confidence=confidence)
+        for c in cheap_first
+        if c is not best and c.cost < best.cost
     }
-    chosen = next(c for c in cheap_first if c is best or not verdicts[c.name].value)
+    chosen = next(
+        c for c in cheap_first if c is best or (c.name in verdicts and verdicts[c.name].value)
+    )
     reasons = {
         c.name: _reason(c, chosen, best, means[c.name], verdicts.get(c.name)) for c in candidates
     }
@@ -136,15 +194,17 @@ def _reason(
 ) -> str:
     """One sentence on why a candidate was chosen or not."""
     fact = f"mean Dice {'undefined' if mean is None else f'{mean:.4f}'}, cost {one.cost:.4g}"
-    if verdict is None:
+    if one is best:
         if one is chosen:
-            return f"{fact}: chosen, it has the highest mean and none is as good for less."
-        return f"{fact}: the highest mean, but {chosen.name} is as good for no more cost."
+            return f"{fact}: chosen, it has the highest mean."
+        return f"{fact}: the highest mean, but {chosen.name} is shown to be as good for less."
+    if verdict is None:
+        return f"{fact}: {best.name} has a higher mean for no more cost."
     if one is chosen:
-        return f"{fact}: chosen, it is the cheapest that {best.name} is not better than ({verdict.why})."
+        return f"{fact}: chosen, it costs less than {best.name}, and {verdict.why}."
     if verdict.value:
-        return f"{fact}: {best.name} is better ({verdict.why})."
-    return f"{fact}: {best.name} is not better ({verdict.why}), but {chosen.name} goes before it."
+        return f"{fact}: as good as {best.name} ({verdict.why}), but {chosen.name} costs less."
+    return f"{fact}: {best.name} has a higher mean ({verdict.why})."
 
 
 def _or_worst(mean: float | None) -> float:

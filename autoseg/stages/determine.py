@@ -35,6 +35,7 @@ from autoseg.image.metrics import dimensions_of, measure_labels
 from autoseg.image.reading import read_header, read_labels
 from autoseg.pool import over_units
 from autoseg.rules.postprocessing import (
+    Waves,
     classes_of,
     depends_on,
     fields_to_try,
@@ -44,10 +45,12 @@ from autoseg.rules.postprocessing import (
     touched,
     worth_keeping,
 )
-from autoseg.rules.selection import mean_dice
+from autoseg.rules.selection import FEWEST_CASES, mean_dice
 from autoseg.stage import Stamp
 
 VERSION = 1
+PARTS = 5
+"""Of the cases, for the estimate that holds out what it scores."""
 STORED = "stored"
 """The file's own axes, slowest first; no array is turned."""
 BYTES_PER_VOXEL = 40
@@ -92,21 +95,10 @@ def determine(
 def _searched(bench: "_Bench", settings: Sequence[DenseCRF] | None) -> Postprocessing:
     """Every step in its turn, on top of what was kept."""
     bench.measure([((), None)])
-    raw = state = bench.scores((), None)
-    kept: tuple[Step, ...] = ()
-    tried: list[Tried] = []
-    for wave in bench.waves(settings):
-        for place, step in enumerate(wave):
-            before = depends_on(step, kept, bench.labels)
-            if not bench.knows(before, step):
-                bench.measure([(depends_on(s, kept, bench.labels), s) for s in wave[place:]])
-            changed = bench.scores(before, step)
-            after = {case: {**scores, **changed[case]} for case, scores in state.items()}
-            verdict = worth_keeping(state, after)
-            tried = record(tried, step, verdict, state, after)
-            if verdict.value:
-                kept = (*(s for s in kept if not supersedes(step, s)), step)
-                state = after
+    raw = bench.scores((), None)
+    waves = bench.waves(settings)
+    kept, state, tried = _search(bench, waves, set(raw))
+    held_out = _held_out(bench, waves, sorted(raw)) if kept else None
     bench.tidy(kept)
     return Postprocessing(
         steps=kept,
@@ -114,7 +106,48 @@ def _searched(bench: "_Bench", settings: Sequence[DenseCRF] | None) -> Postproce
         cases=len(state),
         before=mean_dice(raw),
         after=mean_dice(state),
+        held_out=held_out,
     )
+
+
+def _held_out(bench: "_Bench", waves: Waves, cases: Sequence[str]) -> float | None:
+    """The mean Dice where each case is cleaned by steps that were chosen without it.
+
+    The whole search is repeated for each of PARTS parts of the cases, on the others (nested
+    cross-validation: Varma & Simon 2006, doi:10.1186/1471-2105-7-91). None where a search would have
+    too few cases.
+    """
+    if len(cases) < PARTS * FEWEST_CASES // (PARTS - 1) + 1:
+        return None
+    honest: Scores = {}
+    for number in range(PARTS):
+        part = cases[number::PARTS]
+        _, state, _ = _search(bench, waves, set(cases).difference(part))
+        honest |= {case: state[case] for case in part}
+    return mean_dice(honest)
+
+
+def _search(
+    bench: "_Bench", waves: Waves, judged: set[str]
+) -> tuple[tuple[Step, ...], Scores, list[Tried]]:
+    """The steps that help the `judged` cases, what they leave of all cases, and what was tried."""
+    state = bench.scores((), None)
+    kept: tuple[Step, ...] = ()
+    tried: list[Tried] = []
+    for wave in waves:
+        for place, step in enumerate(wave):
+            before = depends_on(step, kept, bench.labels)
+            if not bench.knows(before, step):
+                bench.measure([(depends_on(s, kept, bench.labels), s) for s in wave[place:]])
+            changed = bench.scores(before, step)
+            after = {case: {**scores, **changed[case]} for case, scores in state.items()}
+            now, then = ({c: scores[c] for c in judged} for scores in (state, after))
+            verdict = worth_keeping(now, then)
+            tried = record(tried, step, verdict, now, then)
+            if verdict.value:
+                kept = (*(s for s in kept if not supersedes(step, s)), step)
+                state = after
+    return kept, state, tried
 
 
 @dataclass(frozen=True)

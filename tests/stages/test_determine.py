@@ -112,6 +112,12 @@ def classes_in(path: Path, labels: LabelSet = LABELS) -> np.ndarray:
 
 def naive_mean(pairs: Pairs, steps: tuple, labels: LabelSet = LABELS) -> float | None:
     """The mean foreground Dice after the steps, counted voxel by voxel."""
+    return mean_dice(naive_dice(pairs, steps, labels))
+
+
+def naive_dice(
+    pairs: Pairs, steps: tuple, labels: LabelSet = LABELS
+) -> dict[str, dict[str, float | None]]:
     dice: dict[str, dict[str, float | None]] = {}
     for case, (prediction, reference) in pairs.items():
         found = cleaned(classes_in(prediction, labels), MM, steps, labels)
@@ -122,7 +128,7 @@ def naive_mean(pairs: Pairs, steps: tuple, labels: LabelSet = LABELS) -> float |
             a &= wanted >= 0
             both = int(a.sum() + b.sum())
             dice[case][name] = 2 * int((a & b).sum()) / both if both else None
-    return mean_dice(dice)
+    return dice
 
 
 def checked(found: Postprocessing, pairs: Pairs, labels: LabelSet = LABELS) -> Postprocessing:
@@ -415,6 +421,28 @@ def test_a_killed_search_goes_on_where_it_was(
     assert read[:4] == ["case_3", "case_4", "case_5", "case_0"]
     assert not [entry for entry in folder.iterdir() if is_half(entry.name)]
     assert found == determine(pairs, LABELS, folder=tmp_path / "fresh")
+
+
+def test_the_held_out_estimate_is_that_of_searches_without_the_case(tmp_path: Path) -> None:
+    """A step that helps is kept in every search; the estimate is then that of the steps themselves."""
+    pairs = made(tmp_path, roughen, add_specks, cases=12)
+    found = determine(pairs, LABELS, folder=tmp_path / "cache")
+    assert found.steps and found.held_out is not None and found.after is not None
+    assert found.held_out <= found.after + 1e-12
+    names = sorted(pairs)
+    honest = {}
+    for part in range(stage.PARTS):
+        out = names[part :: stage.PARTS]
+        rest = {name: pairs[name] for name in names if name not in out}
+        steps = determine(rest, LABELS, folder=tmp_path / f"part_{part}").steps
+        honest |= naive_dice({name: pairs[name] for name in out}, steps)
+    assert found.held_out == pytest.approx(mean_dice(honest), abs=1e-9)
+    assert "held out" in "\n".join(found.lines())
+
+
+def test_too_few_cases_have_no_held_out_estimate(tmp_path: Path) -> None:
+    found = determine(made(tmp_path, add_specks, cases=6), LABELS, folder=tmp_path / "cache")
+    assert found.steps and found.held_out is None
 
 
 def test_all_bad_pairs_are_told_at_once(tmp_path: Path) -> None:
