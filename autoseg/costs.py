@@ -184,8 +184,9 @@ def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> 
     """Seconds of one training step of a network on all cores, as `train` would do it."""
     from torch import device
 
+    from autoseg.learn.cores import usable_cores
     from autoseg.learn.trial import seconds_per_step, trial_step
-    from autoseg.learn.variants import Variant, usable_cores
+    from autoseg.learn.variants import Variant
     from autoseg.nets.build import build
 
     train = Training(steps=1, batch_size=batch, supervision=network.output_weights, **CORE_TRAINING)

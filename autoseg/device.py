@@ -5,6 +5,9 @@ here, and here alone is CUDA asked. So tests can put a simulated card, whose ten
 in the place of `driver` (docs/decisions/0022-devices.md).
 """
 
+import contextlib
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +24,20 @@ Precision = Literal["float32", "bfloat16", "float16"]
 BFLOAT16_FROM = (8, 0)
 """The first compute capability (Ampere) whose tensor cores multiply bfloat16; what older cards do
 with it is emulated and slow (CUDA C++ Programming Guide, table of arithmetic throughput)."""
+
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
+NO_MEMORY = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm",
+)
+"""What CUDA, cuBLAS and cuDNN say in plain RuntimeErrors where a card's memory is at its end:
+their handles and workspaces are allocated beside torch's tensors, and cuDNN's search for an
+algorithm finds none that fits."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,9 @@ class Driver(Protocol):
     def release(self) -> None:
         """Give what torch's allocator keeps, and does not use, back to other programs."""
 
+    def prepare(self) -> None:
+        """Settings of the allocator, for the process, before the first tensor lies on a card."""
+
 
 class Cuda:
     """The cards that torch's CUDA sees."""
@@ -121,6 +141,23 @@ class Cuda:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()
 
+    def prepare(self) -> None:
+        """Segments that grow, so that fewer gaps are left between tensors of many sizes.
+
+        torch's default is fixed segments; what the user set, and a CUDA that is at work already,
+        are left as they are. Only Linux has the driver's call for it. The environment is for
+        worker processes, and older names of the variable warn.
+        """
+        chosen = any(name in os.environ for name in ALLOCATOR_SETTINGS)
+        if chosen or not sys.platform.startswith("linux") or torch.version.cuda is None:
+            return
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return
+        os.environ[ALLOCATOR_SETTINGS[0]] = EXPANDABLE
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):
+            # the environment may have been read when torch was imported
+            torch._C._accelerator_setAllocatorSettings(EXPANDABLE)
+
 
 driver: Driver = Cuda()
 """Whom to ask; replaced by tests alone."""
@@ -151,17 +188,40 @@ def release_card_memory() -> None:
     driver.release()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a card does not suffice."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
+
+
 def synchronise(device: torch.device) -> None:
     """Wait for a card; returns at once on the CPU."""
     if driver.owns(device):
         driver.synchronise(device)
 
 
+def _card(index: int) -> torch.device:
+    """A card, with the settings under which its networks are computed.
+
+    Shapes of patches are fixed, so cuDNN may look once for its fastest algorithms; and float32
+    products go through TF32 (10 bits of mantissa, as float16), as nnU-Net's convolutions do.
+    Both are set here alone, and never where networks are computed on cores.
+    """
+    driver.prepare()
+    torch.backends.cudnn.benchmark = True
+    # by this function and not by torch.backends.fp32_precision, after which torch refuses to say
+    # what is set; convolutions have a switch of their own
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    return driver.place(index)
+
+
 def pick_device(wanted: str | None) -> torch.device:
     """The device asked for, else the first card, else the CPU. Raises AutosegError."""
     keep_freed_memory()
     if wanted in (None, "auto"):
-        return driver.place(0) if driver.count() else torch.device("cpu")
+        return _card(0) if driver.count() else torch.device("cpu")
     try:
         device = torch.device(str(wanted))
     except RuntimeError:
@@ -175,4 +235,4 @@ def pick_device(wanted: str | None) -> torch.device:
         raise AutosegError(f"--device {wanted}: {driver.why_none()}; use --device cpu")
     if (device.index or 0) >= count:
         raise AutosegError(f"--device {wanted}: there are {count} cards, from cuda:0 on")
-    return driver.place(device.index or 0)
+    return _card(device.index or 0)

@@ -22,8 +22,9 @@ from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.presets.table import PRESETS, network_spec
 from autoseg.documents.run import lines
 from autoseg.documents.settings import seconds_of
+from autoseg.learn.cores import usable_cores
 from autoseg.learn.trial import trial_step
-from autoseg.learn.variants import Variant, usable_cores
+from autoseg.learn.variants import Variant
 from autoseg.nets.build import build
 from autoseg.nets.cost import multiply_adds
 from autoseg.rules.recipe import CORE_TRAINING

@@ -50,6 +50,7 @@ class SimulatedCards:
         self.cards, self.memory, self.taken = cards, memory, taken
         self.chosen = 0
         self.waited: list[int] = []
+        self.prepared = 0
 
     def count(self) -> int:
         return len(self.cards)
@@ -85,10 +86,24 @@ class SimulatedCards:
     def release(self) -> None:
         pass
 
+    def prepare(self) -> None:
+        self.prepared += 1
+
 
 def card(memory_gb: float, capability: tuple[int, int] = AMPERE, name: str = "a card") -> CardFacts:
     """A card of so many GiB."""
     return CardFacts(name, int(memory_gb * 2**30), capability)
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """What a card's settings change for the whole process is as before at the end."""
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager
@@ -98,7 +113,7 @@ def simulated(
     """The machine has these cards; with `limit`, tensors made inside have so many bytes at most."""
     memory = None if limit is None else Memory(limit)
     found = SimulatedCards(*cards, memory=memory, taken=taken)
-    with patch.context() as here:
+    with patch.context() as here, settings_kept():
         here.setattr(device, "driver", found)
         if memory is None:
             yield found

@@ -1,12 +1,24 @@
 """Where networks are computed, what a card says of itself, and what is said of places that are none."""
 
+import os
+
 import pytest
 import torch
 
 from autoseg import device
-from autoseg.device import CardFacts, Cuda, card_facts, is_card, pick_device, synchronise
+from autoseg.device import (
+    ALLOCATOR_SETTINGS,
+    EXPANDABLE,
+    CardFacts,
+    Cuda,
+    card_facts,
+    is_card,
+    out_of_memory,
+    pick_device,
+    synchronise,
+)
 from autoseg.errors import AutosegError
-from tests.card import AMPERE, TURING, Memory, card, simulated
+from tests.card import AMPERE, TURING, Memory, card, settings_kept, simulated
 
 
 @pytest.mark.parametrize(
@@ -21,7 +33,8 @@ def test_other_devices_are_refused(wanted: str, told: str) -> None:
 def test_a_card_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with settings_kept():
+        assert pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(AutosegError, match=r"cuda:5: there are 2 cards"):
         pick_device("cuda:5")
 
@@ -81,3 +94,59 @@ def test_simulated_memory_ends_where_it_says() -> None:
         del held[0]
         held.append(torch.zeros(1024))
         assert memory.refused == 1
+
+
+@pytest.fixture
+def allocator(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine with CUDA whose allocator nobody has set yet; the settings that it is given."""
+    given: list[str] = []
+    for name in ALLOCATOR_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", given.append, raising=False)
+    return given
+
+
+def test_segments_grow_where_nobody_chose_otherwise(
+    allocator: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Cuda().prepare()
+    assert (os.environ[ALLOCATOR_SETTINGS[0]], allocator) == (EXPANDABLE, [EXPANDABLE])
+    Cuda().prepare()
+    assert allocator == [EXPANDABLE]
+
+
+@pytest.mark.parametrize("chosen", [*ALLOCATOR_SETTINGS, "initialised", "windows", "no CUDA"])
+def test_the_users_allocator_is_left_alone(
+    chosen: str, allocator: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chosen in ALLOCATOR_SETTINGS:
+        monkeypatch.setenv(chosen, "max_split_size_mb:128")
+    elif chosen == "initialised":
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    elif chosen == "windows":
+        monkeypatch.setattr("sys.platform", "win32")
+    else:
+        monkeypatch.setattr(torch.version, "cuda", None)
+    Cuda().prepare()
+    assert allocator == []
+    assert EXPANDABLE not in os.environ.values()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_a_card_is_full(error: Exception, is_memory: bool) -> None:
+    assert out_of_memory(error) == is_memory

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from autoseg.device import is_card
 from autoseg.errors import TrainingDiverged
 from autoseg.learn.losses import DeepLoss
 from autoseg.learn.optimisers import align
+from autoseg.learn.scaling import LEAST_SCALE, exploded
 from autoseg.learn.state import Run
 from autoseg.learn.variants import Variant
 from autoseg.timing import part
@@ -40,13 +42,15 @@ def advance(
 ) -> Run:
     """Advance `run` from run.step to step `stop`; `batches` begins with that of run.step.
 
-    `on_step` is told the run and the loss of each step, a tensor on the network's device; where it
-    returns False the loop ends after that step. It may save, validate and log. `forward` computes
-    what run.net does, on its weights and compiled, say. Raises TrainingDiverged where the loss or
-    the gradient is no longer a number: on a CPU before the weights are touched, on a card within
-    CHECK_EVERY_ON_CARD steps.
+    `on_step` is told the run and the loss of each step, a tensor on the network's device that is
+    finite where the loss and the gradients are; where it returns False the loop ends after that
+    step. It may save, validate and log. `forward` computes what run.net does, on its weights and
+    compiled, say. Raises TrainingDiverged where the loss or the gradient is no longer a number: on a
+    CPU before the weights are touched, on a card within CHECK_EVERY_ON_CARD steps. Gradients of
+    float16 that overflow now and then skip their step; where that does not end it is raised too.
     """
     device = next(run.net.parameters()).device
+    check_every = CHECK_EVERY_ON_CARD if is_card(device) else 1
     unread: list[tuple[int, float, Tensor]] = []
     variant.arrange(run.net)
     if run.average is not None:
@@ -60,32 +64,37 @@ def advance(
                     batch = next(stream, None)
                 if batch is None:
                     break
+                image, labels = batch
+                handed = [image]
+                # a batch that lies on a card is held no longer than the network needs it
+                del batch, image
                 lr = lr_at(step)
                 for group in run.optimiser.param_groups:
                     group["lr"] = lr
                 torch.manual_seed(step_seed(seed, step))
-                logits = _logits_of(run, batch[0], variant, device, forward or run.net)
+                logits = _logits_of(run, handed, variant, device, forward or run.net)
                 with part("loss"):
-                    value = loss(logits, batch[1].to(device, non_blocking=True))
-                unread.append((step, lr, _differentiate(run, value, clip_norm)))
-                if device.type == "cpu" or len(unread) == CHECK_EVERY_ON_CARD or step + 1 == stop:
-                    _check(unread)
+                    value = loss(logits, labels.to(device, non_blocking=True))
+                del labels
+                value = _differentiate(run, value, clip_norm)
+                unread.append((step, lr, value))
+                if len(unread) == check_every or step + 1 == stop:
+                    _check(run, unread)
                 _update(run)
                 run.step = step + 1
-            if on_step is not None and not on_step(run, value.detach()):
+            if on_step is not None and not on_step(run, value):
                 break
-        _check(unread)
+        _check(run, unread)
     return run
 
 
 def _logits_of(
-    run: Run, image: Tensor, variant: Variant, device: torch.device, forward: Forward
+    run: Run, handed: list[Tensor], variant: Variant, device: torch.device, forward: Forward
 ) -> Sequence[Tensor]:
-    """What the network says of one batch's images, going forwards."""
+    """What the network says of the one batch of images in `handed`, which it can let go of."""
     run.net.train()
     with part("transfer"):
-        # handed on, so that a network can let go of it
-        handed = [variant.arranged(image.to(device, non_blocking=True))]
+        handed.append(variant.arranged(handed.pop().to(device, non_blocking=True)))
     with part("forward"), variant.autocast(device.type):
         return forward(handed.pop())
 
@@ -120,18 +129,35 @@ def _update(run: Run) -> None:
             run.average.update(run.net)
 
 
-def _check(unread: list[tuple[int, float, Tensor]]) -> None:
+def _check(run: Run, unread: list[tuple[int, float, Tensor]]) -> None:
     """Read the losses that were not read yet. Raises TrainingDiverged for the first bad one."""
     if not unread:
         return
     values = torch.stack([value for _, _, value in unread]).tolist()
     for (step, lr, _), value in zip(unread, values, strict=True):
         if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the loss is {value} at step {step} (learning rate {lr:.2g}); train again under "
-                "another name with a smaller lr, or look for broken intensities in the data"
-            )
+            raise diverged(step, lr, f"the loss is {value}")
+    if exploded(run.scaler):
+        step, lr, _ = unread[-1]
+        raise diverged(
+            step, lr,
+            f"gradients overflow float16 at every step (the loss is scaled by less than {LEAST_SCALE:g})",
+        )  # fmt: skip
     unread.clear()
+
+
+def diverged(step: int, lr: float, what: str) -> TrainingDiverged:
+    """The error of a run that cannot go on, with what happened at a step."""
+    return TrainingDiverged(
+        f"{what} at step {step} (learning rate {lr:.2g}); train again under "
+        "another name with a smaller lr, or look for broken intensities in the data"
+    )
+
+
+def weights_finite(run: Run) -> bool:
+    """Whether all weights are numbers; waits for a card."""
+    norm = get_total_norm([p.detach() for p in run.net.parameters()])
+    return bool(torch.isfinite(norm))
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -17,19 +17,13 @@ from typing import Any, get_args
 
 import torch
 
-from autoseg.device import Precision
+from autoseg.device import Precision, card_facts, is_card
 from autoseg.documents.plan import Configuration
 from autoseg.errors import AutosegError
 from autoseg.files import read_json, sha256_json, write_json
-from autoseg.learn.variants import (
-    Layout,
-    Timing,
-    Variant,
-    candidates,
-    fastest,
-    measure,
-    usable_cores,
-)
+from autoseg.learn.cores import usable_cores
+from autoseg.learn.precision import resolved_precision
+from autoseg.learn.variants import Layout, Timing, Variant, candidates, fastest, measure
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +50,11 @@ def processor() -> str:
 def machine(device: torch.device) -> dict[str, Any]:
     """What of a machine the speed of a step depends on; two equal machines share what is known."""
     facts: dict[str, Any] = {"device": device.type, "torch": torch.__version__}
-    if device.type == "cuda":
-        return facts | {"card": torch.cuda.get_device_name(device)}
+    if is_card(device):
+        card = card_facts(device)
+        # parts of one card, and cards of one name, may have other memory and fewer units
+        memory = {"memory_gb": round(card.memory_gb), "capability": list(card.capability)}
+        return facts | {"card": card.name} | memory
     able = {key: value for key, value in torch.cpu.get_capabilities().items() if value}
     return facts | {
         "processor": processor(),
@@ -67,10 +64,18 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def kind_of_step(configuration: Configuration, device: torch.device) -> dict[str, Any]:
-    """All that the speed of a step depends on, the network and the labels as their digests."""
+def kind_of_step(
+    configuration: Configuration, device: torch.device, *, explicit: bool = False
+) -> dict[str, Any]:
+    """All that the speed of a step depends on, the network and the labels as their digests.
+
+    The precision is the one that is computed; "auto" on cores, where it is chosen by measuring.
+    Raises AutosegError where an `explicit` one cannot be computed.
+    """
     train = configuration.train
-    names = ("batch_size", "optimiser", "precision", "layout", "threads", "batch_dice")
+    names = ("batch_size", "optimiser", "layout", "threads", "batch_dice")
+    precision, _ = resolved_precision(train.precision, device, explicit=explicit)
+    measured = train.precision == "auto" and not is_card(device)
     return {
         "version": VERSION,
         **machine(device),
@@ -79,6 +84,7 @@ def kind_of_step(configuration: Configuration, device: torch.device) -> dict[str
         "patch_vox": list(configuration.patch_vox),
         "average": train.ema_share > 0,
         "outputs": sum(weight > 0 for weight in train.supervision),
+        "precision": "auto" if measured else precision,
         **{name: getattr(train, name) for name in names},
     }
 
@@ -167,18 +173,22 @@ def choose(
     seconds: float,
     *,
     again: bool = False,
+    explicit: bool = False,
 ) -> Choice:
     """The variant for these steps: remembered, else the fastest measured within about `seconds`.
 
-    What the plan fixes is not varied. A measurement that had no time for every candidate serves
-    this run but is not kept. With `again` what is remembered does not count. Raises AutosegError
-    where the plan fixes a precision that this machine cannot compute.
+    What the plan fixes is not varied. A measurement that had no time or no room for every candidate
+    serves this run but is not kept. With `again` what is remembered does not count. Raises
+    AutosegError where an `explicit` precision cannot be computed here, torch.OutOfMemoryError where
+    no candidate fits into a card.
     """
     train = configuration.train
     kept = None if again else memory.choice()
     if kept is not None:
         return kept
-    choices = candidates(device.type, train.precision, train.layout, train.threads)
+    choices = candidates(
+        device, train.precision, train.layout, train.threads, explicit=explicit
+    )  # fmt: skip
     if len(choices) == 1:
         return Choice(choices[0], (Timing(choices[0], None, "the only candidate"),), "fixed")
     timings = measure(make_step, choices, seconds, device)

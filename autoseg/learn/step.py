@@ -5,15 +5,19 @@ Both decisions change the last bits of what is learned, so a run that goes on ke
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from autoseg.device import card_facts, is_card
 from autoseg.documents.plan import Configuration
 from autoseg.documents.run import append_line, lines
 from autoseg.learn.compiling import Compiler, Decision, compiled, compiler_of_torch, worthwhile
 from autoseg.learn.loop import Forward
 from autoseg.learn.manner import Wish
-from autoseg.learn.remembered import Memory, choose
+from autoseg.learn.precision import resolved_precision
+from autoseg.learn.remembered import Memory, choose, processor
 from autoseg.learn.state import Run
 from autoseg.learn.variants import Variant
 from autoseg.workspace import Fold
@@ -33,19 +37,27 @@ def choose_variant(
     time_s: float | None,
     *,
     again: bool = False,
+    explicit: bool = False,
 ) -> Variant:
     """The step's variant: from the journal, else remembered or measured, written to the journal.
 
     `make_step` builds what one step of a variant does. With `again` what is remembered of other
-    runs does not count.
+    runs does not count. With `explicit` the precision was asked for in this command, and
+    AutosegError is raised where it cannot be computed. Raises torch.OutOfMemoryError where no
+    variant fits into a card.
     """
-    for entry in lines(fold.journal):
-        if entry["event"] == "variant":
-            if again:
-                log.warning("this run keeps the variant of the step that it began with")
-            return Variant(entry["precision"], entry["layout"], entry["threads"])
+    begun = _journalled(fold)
+    if begun is not None:
+        if again:
+            log.warning("this run keeps the variant of the step that it began with")
+        return _as_begun(fold, begun, device)
+    _, warning = resolved_precision(configuration.train.precision, device, explicit=explicit)
+    if warning:
+        log.warning("%s", warning)
     limit = VARIANT_S if time_s is None else min(VARIANT_S, max(4.0, VARIANT_SHARE * time_s))
-    choice = choose(memory, configuration, device, make_step, limit, again=again)
+    choice = choose(
+        memory, configuration, device, make_step, limit, again=again, explicit=explicit
+    )  # fmt: skip
     if choice.source == "measured":
         log.info(
             "a step takes %s", ", ".join(
@@ -57,22 +69,50 @@ def choose_variant(
     append_line(
         fold.journal,
         {"event": "variant", "device": str(device), "torch": torch.__version__,
-         "machine": memory.kind.get("card") or memory.kind.get("processor"),
+         "machine": _machine(device),
          "remembered_in": str(memory.path) if choice.source == "remembered" else None}
         | choice.facts(),
     )  # fmt: skip
     return choice.variant
 
 
+def _journalled(fold: Fold) -> dict[str, Any] | None:
+    """How the run's steps were last decided to be computed."""
+    return next(
+        (e for e in reversed(list(lines(fold.journal))) if e["event"] == "variant"), None
+    )  # fmt: skip
+
+
+def _machine(device: torch.device) -> str:
+    """The name of the card or of the processor."""
+    return card_facts(device).name if is_card(device) else processor()
+
+
+def _as_begun(fold: Fold, entry: dict[str, Any], device: torch.device) -> Variant:
+    """The journal's variant; where the run goes on elsewhere, as this device can compute it."""
+    kept = Variant(entry["precision"], entry["layout"], entry["threads"])
+    if entry["device"] == str(device) and entry.get("machine") in (None, _machine(device)):
+        return kept
+    precision, warning = resolved_precision(kept.precision, device)
+    if precision == kept.precision:
+        return kept
+    log.warning("this run was begun in %s: %s", kept.precision, warning)
+    changed = {"precision": precision, "device": str(device), "machine": _machine(device)}
+    append_line(fold.journal, entry | changed | {"torch": torch.__version__, "source": "elsewhere"})
+    return replace(kept, precision=precision)
+
+
 def warn_if_elsewhere(fold: Fold, device: torch.device) -> None:
-    """Say so where a run goes on with another torch or device, or fewer threads."""
+    """Say so where a run goes on with another torch, device or card, or fewer threads."""
     entry = next((e for e in lines(fold.journal) if e["event"] == "variant"), None)
     if entry is None:
         return
     here = {"torch": torch.__version__, "device": str(device)}
+    if is_card(device) and entry.get("machine"):
+        here["machine"] = card_facts(device).name
     changed = [f"{k} {entry[k]} → {v}" for k, v in here.items() if entry[k] != v]
     threads = entry["threads"]
-    if threads and threads > (torch.get_num_threads() if device.type == "cpu" else threads):
+    if threads and threads > (threads if is_card(device) else torch.get_num_threads()):
         changed.append(f"threads {threads} → {torch.get_num_threads()}")
     if changed:
         log.warning(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from autoseg.device import card_facts, is_card, synchronise
 from autoseg.files import replacing
 from autoseg.learn.remembered import processor
 from autoseg.learn.state import Run
@@ -29,12 +30,12 @@ WARM_UP, STEPS, KERNEL_STEPS = 5, 20, 3
 
 def waiting_for(device: torch.device) -> Callable[[], None] | None:
     """What waits until a card has done all that it was told; None for the processor."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return partial(synchronise, device) if is_card(device) else None
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
     """On what something was measured, for the head of a profile."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = card_facts(device).name if is_card(device) else processor()
     facts = {"device": str(device), "name": name, "torch": torch.__version__}
     return facts | {"threads": torch.get_num_threads(), "python": platform.python_version()}
 
@@ -59,8 +60,7 @@ class Kernels:
         if not self.running:
             return
         self.running = False
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronise(self.device)
         self._profile.stop()
 
     def text(self) -> str:

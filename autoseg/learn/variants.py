@@ -1,13 +1,10 @@
 """Variants: the arrangements of the same computation, and which is the fastest on this machine.
 
-What is fast cannot be told from the names of processors: instructions that are announced may be
-slow, or end the process. So candidates are timed, and 16-bit floats are first tried in a child.
+On a card the precision is decided and only memory layouts are timed, so that no trial needs more
+memory than the plan counted; on cores 16-bit floats and numbers of threads are timed too.
 """
 
-import functools
-import os
-import subprocess
-import sys
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,26 +14,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autoseg.device import Precision, synchronise
-from autoseg.errors import AutosegError
+from autoseg.device import (
+    Precision,
+    is_card,
+    out_of_memory,
+    release_card_memory,
+    synchronise,
+)
+from autoseg.learn.cores import announces_bfloat16, bfloat16_works, thread_counts
+from autoseg.learn.precision import Asked, resolved_precision
 
 Layout = Literal["contiguous", "channels_last"]
 
 TIE = 0.03
 """A variant must be faster than an earlier one by this share to be chosen."""
-PROBE_S = 60.0
-PROBE = """
-import torch
-with torch.autocast("cpu", torch.bfloat16):
-    for size in (64, 1024):
-        a = torch.ones(size, size, requires_grad=True)
-        (a @ a).float().sum().backward()
-    x = torch.ones(1, 16, 16, 16, 16).contiguous(memory_format=torch.channels_last_3d)
-    net = torch.nn.Conv3d(16, 16, 3, padding=1)
-    value = net(x).float().sum()
-    value.backward()
-raise SystemExit(0 if torch.isfinite(value) else 1)
-"""
+NO_ROOM = "no room"
+"""Why a variant has no time whose step did not fit into the card's memory."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +112,10 @@ def measure(
 ) -> list[Timing]:
     """The best time of a step of every candidate, in their order, within about `seconds` in all.
 
-    `make_step` builds what one step of a variant does. The first candidate is always timed; one
-    whose first step takes twice the best so far is not repeated.
+    `make_step` builds what one step of a variant does; nothing of it is left when the next is
+    built. The first candidate is always timed; one whose first step takes twice the best so far is
+    not repeated. One that does not fit into a card's memory has no time. Raises
+    torch.OutOfMemoryError if none fits.
     """
     end, best, timings = clock() + seconds, float("inf"), list[Timing]()
     for index, variant in enumerate(candidates):
@@ -128,11 +123,41 @@ def measure(
             timings.append(Timing(variant, None, "no time was left to measure it"))
             continue
         share = (end - clock()) / (len(candidates) - index)
-        with variant.pinned():
-            took = _best_step(make_step(variant), device, clock, clock() + share, 2 * best)
-        best = min(best, took)
-        timings.append(Timing(variant, took))
+        took = _tried(make_step, variant, device, clock, clock() + share, 2 * best)
+        if isinstance(took, str):
+            timings.append(Timing(variant, None, NO_ROOM))
+            refusal = took
+        else:
+            best = min(best, took)
+            timings.append(Timing(variant, took))
+    if all(timing.why == NO_ROOM for timing in timings):
+        raise torch.OutOfMemoryError(f"no layout of the step has room: {refusal}")
     return timings
+
+
+def _tried(
+    make_step: Callable[[Variant], Callable[[], object]],
+    variant: Variant,
+    device: torch.device,
+    clock: Callable[[], float],
+    end: float,
+    slow: float,
+) -> float | str:
+    """The best time of a variant's step, or the first line of a card's refusal to give memory."""
+    refusal = ""
+    try:
+        with variant.pinned():
+            return _best_step(make_step(variant), device, clock, end, slow)
+    except RuntimeError as error:
+        if not is_card(device) or not out_of_memory(error):
+            raise
+        refusal = (str(error).strip().splitlines() or ["out of memory"])[0]
+    finally:
+        # the frames of a failure, and cycles in torch's graphs, hold networks and activations
+        if is_card(device):
+            gc.collect()
+            release_card_memory()
+    return refusal
 
 
 def _best_step(
@@ -142,14 +167,18 @@ def _best_step(
     end: float,
     slow: float,
 ) -> float:
-    """The least seconds of a step after one to warm up; that one alone where it is hopeless."""
+    """The least seconds of a step after one to warm up; that one alone where it is hopeless.
+
+    A card's first step looks for algorithms and loads kernels, so the second one is judged there.
+    """
+    judged = 2 if is_card(device) else 1
     times: list[float] = []
     while len(times) < 3 or clock() < end:
         start = clock()
         step()
         synchronise(device)
         times.append(clock() - start)
-        if times[-1] > slow or (len(times) > 1 and clock() >= end):
+        if (len(times) >= judged and times[-1] > slow) or (len(times) > 1 and clock() >= end):
             break
     return min(times[1:] or times)
 
@@ -167,82 +196,26 @@ def fastest(timings: Sequence[Timing]) -> Variant:
 
 
 def candidates(
-    device: str,
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: torch.device,
+    precision: Asked = "auto",
     layout: Literal["auto", "contiguous", "channels_last"] = "auto",
     threads: int | None = None,
+    *,
+    explicit: bool = False,
 ) -> list[Variant]:
-    """The variants worth timing on a type of device, likeliest first; what is not "auto" is fixed.
+    """The variants worth timing on a device, likeliest first; what is not "auto" is fixed.
 
-    Raises AutosegError where a fixed precision cannot be computed there.
+    The precision is that of `resolved_precision`; on cores that announce bfloat16 and can compute
+    it, "auto" tries it too. Raises AutosegError where an `explicit` precision cannot be computed.
     """
-    precisions: list[Precision] = ["float32"]
-    if precision != "auto":
-        refuse_impossible(device, precision)
-        precisions = [precision]
-    elif device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        precisions.append("bfloat16")
-    elif device == "cuda":
-        precisions.append("float16")
-    elif announces_bfloat16() and bfloat16_works():
+    on_card = is_card(device)
+    precisions = [resolved_precision(precision, device, explicit=explicit)[0]]
+    if precision == "auto" and not on_card and announces_bfloat16() and bfloat16_works():
         precisions.append("bfloat16")
     layouts: list[Layout] = ["channels_last", "contiguous"] if layout == "auto" else [layout]
     return [
         Variant(number, form, count)
         for number in precisions
         for form in layouts
-        for count in ([threads] if threads or device != "cpu" else thread_counts())
+        for count in ([threads] if threads or on_card else thread_counts())
     ]
-
-
-def refuse_impossible(device: str, precision: Precision) -> None:
-    """Raise AutosegError where a precision cannot be computed on a type of device."""
-    if device != "cpu" or precision == "float32":
-        return
-    if precision == "float16":
-        raise AutosegError("the precision is float16, which only a card computes; choose float32")
-    if not bfloat16_works():
-        raise AutosegError(
-            "the precision is bfloat16, which this processor cannot compute; choose float32"
-        )
-
-
-def thread_counts() -> list[int]:
-    """Numbers of CPU threads worth timing: all physical cores, half of them, one."""
-    cores = usable_cores()
-    return list(dict.fromkeys([cores, max(1, cores // 2), 1]))
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may run on, no more than OMP_NUM_THREADS asks for."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    physical = int(torch.cpu.get_capabilities().get("num_physical_cores") or allowed)
-    wished = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(allowed, physical, int(wished) if wished.isdigit() else allowed))
-
-
-def announces_bfloat16() -> bool:
-    """Whether the processor says that it has instructions for bfloat16."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-@functools.cache
-def bfloat16_works() -> bool:
-    """Whether a child process survives products and convolutions in bfloat16.
-
-    A virtual machine may announce instructions that kill the process that uses them.
-    """
-    try:
-        child = subprocess.run(
-            [sys.executable, "-c", PROBE],
-            timeout=PROBE_S,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return child.returncode == 0

@@ -4,6 +4,7 @@ The loop calls `Watch.after_step`. Whatever a step's numbers depend on (the pace
 journal before it is used; the rest may come at any time without changing a weight.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import torch
 from autoseg.device import is_card
 from autoseg.documents.plan import Training
 from autoseg.documents.run import append_line
-from autoseg.learn.pace import Pace
+from autoseg.learn.loop import CHECK_EVERY_ON_CARD, diverged, weights_finite
+from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.saving import Writer
 from autoseg.learn.scores import smoothed_scores
 from autoseg.learn.state import Run, state_of
@@ -76,7 +78,7 @@ class Watch:
         """
         self.writer.check()
         self.unwritten.append((run.step, loss))
-        if not is_card(loss.device) or len(self.unwritten) >= 25:
+        if not is_card(loss.device) or len(self.unwritten) >= CHECK_EVERY_ON_CARD:
             self.write_losses()
         self.bar.update(run.step - self.bar.n)
         now = time.monotonic()
@@ -98,10 +100,20 @@ class Watch:
         return not ends
 
     def write_losses(self) -> None:
-        for step, loss in self.unwritten:
-            append_line(self.fold.history, {"step": step, "loss": float(loss)})
-        if self.unwritten:
-            self.bar.set_postfix(loss=f"{float(self.unwritten[-1][1]):.3f}", dice=self._dice())
+        """Write the losses since the last time, read from a card at once.
+
+        Raises TrainingDiverged for the first that is no number, before anything is made of the
+        weights that it left.
+        """
+        if not self.unwritten:
+            return
+        values = torch.stack([loss for _, loss in self.unwritten]).tolist()
+        for (step, _), value in zip(self.unwritten, values, strict=True):
+            if not math.isfinite(value):
+                lr = paced_rate(self.train, self.pace)(step - 1)
+                raise diverged(step - 1, lr, f"the loss is {value}")
+            append_line(self.fold.history, {"step": step, "loss": value})
+        self.bar.set_postfix(loss=f"{values[-1]:.3f}", dice=self._dice())
         self.unwritten.clear()
 
     def _dice(self) -> str:
@@ -159,9 +171,13 @@ class Watch:
     def save(self, run: Run) -> None:
         """Begin to write the state, the losses up to it first: a history is cut to its state.
 
-        The journal tells of it once the file is in place.
+        The journal tells of it once the file is in place. Raises TrainingDiverged, and keeps the
+        last state, where weights are no longer numbers.
         """
         self.write_losses()
+        if not weights_finite(run):
+            lr = run.optimiser.param_groups[0]["lr"]
+            raise diverged(run.step - 1, lr, "weights are no longer numbers")
         with part("saving"):
             self.writer.write(self.fold.last, *state_of(run), then=partial(self._saved, run.step))
         self.unsaved_s = 0.0

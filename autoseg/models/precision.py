@@ -9,9 +9,10 @@ import logging
 
 import torch
 
-from autoseg.device import card_facts, is_card
+from autoseg.device import is_card
 from autoseg.documents.model import Member, Precision
-from autoseg.learn.variants import bfloat16_works, refuse_impossible
+from autoseg.learn.cores import bfloat16_works
+from autoseg.learn.precision import resolved_precision
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +23,11 @@ def precision_on(device: torch.device, member: Member, asked: Precision | None =
     A card that cannot multiply bfloat16 computes float16 in its place, and says so. Raises
     AutosegError where a processor cannot compute what is asked.
     """
-    if is_card(device):
-        wanted = asked or member.precision
-        if wanted == "bfloat16" and card_facts(device).precision != "bfloat16":
-            log.warning("%s computes in float16, for the card has no bfloat16", member.title)
-            return "float16"
-        return wanted
-    if asked is not None:
-        refuse_impossible(device.type, asked)
-        return asked
+    if is_card(device) or asked is not None:
+        precision, warning = resolved_precision(asked or member.precision, device, explicit=True)
+        if warning:
+            log.warning("%s: %s", member.title, warning)
+        return precision
     # a layout for processors is known where it was trained on one
     here = member.precision == "bfloat16" and "cpu" in member.layouts
     return "bfloat16" if here and bfloat16_works() else "float32"

@@ -32,6 +32,7 @@ from autoseg.learn.manner import Manner
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
 from autoseg.learn.remembered import Memory, kind_of_step, memory_folder
+from autoseg.learn.scaling import scale_losses
 from autoseg.learn.scores import volume_dice
 from autoseg.learn.state import Average, Run, decay_over, load_state, state_bytes
 from autoseg.learn.step import choose_forward, choose_variant, warn_if_elsewhere
@@ -153,8 +154,7 @@ def open_run(spec: RunSpec, fold: Fold, device: torch.device, variant: Variant) 
         # what the encoder began with is in the saved state; the file may be gone
         spec = spec.model_copy(update={"encoder_weights": None})
     run = new_run(spec, device)
-    if device.type == "cuda" and variant.precision == "float16":
-        run.scaler = torch.amp.GradScaler("cuda")
+    scale_losses(run, variant, device)
     if fold.last.exists():
         load_state(fold.last, run)
         log.info("going on from step %d", run.step)
@@ -256,7 +256,8 @@ def _train(
     recipe, labels = configuration.train, configuration.preparation.labels
     readers = _workers(workers, device)
     seen, held_out = _cases(places, spec, readers)
-    memory = Memory(memory_folder(places.results.parent), kind_of_step(configuration, device))
+    kind = kind_of_step(configuration, device, explicit=_explicit(spec))
+    memory = Memory(memory_folder(places.results.parent), kind)
     variant, run = _variant_and_run(fold, spec, device, memory, time_s, manner)
     pace, clock = _pace_and_clock(spec, fold, run, variant, device, held_out, began, time_s)
 
@@ -314,10 +315,15 @@ def _variant_and_run(
     with part("choosing the variant"):
         variant = choose_variant(
             fold, spec.configuration, device, memory, lambda v: _trial(spec, device, v), time_s,
-            again=manner.measure_again,
+            again=manner.measure_again, explicit=_explicit(spec),
         )  # fmt: skip
     with part("opening the run"):
         return variant, open_run(spec, fold, device, variant)
+
+
+def _explicit(spec: RunSpec) -> bool:
+    """Whether the precision was asked for in the command, and is not only the plan's."""
+    return "train.precision" in spec.overrides
 
 
 def _cases(places: DatasetPlaces, spec: RunSpec, readers: int) -> tuple[StoredCases, StoredCases]:

@@ -34,7 +34,7 @@ def step_of(variant: Variant):
 if given["layout"] == "fastest":
     kept = Path(given["remembered"])
     if not kept.exists():
-        found = candidates(device.type, given["precision"])
+        found = candidates(device, given["precision"])
         chosen = fastest(measure(step_of, found, given["choose_s"], device))
         kept.write_text(json.dumps(asdict(chosen)))
     variant = Variant(**json.loads(kept.read_text()))

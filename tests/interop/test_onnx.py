@@ -33,6 +33,7 @@ from autoseg.models.onnx import session_of  # noqa: E402
 from autoseg.nets.build import build  # noqa: E402
 from autoseg.stages.package import export as export_package  # noqa: E402
 from autoseg.stages.package import read_model  # noqa: E402
+from tests.card import settings_kept  # noqa: E402
 from tests.stages.tiny_model import tiny_model  # noqa: E402
 
 
@@ -323,11 +324,11 @@ def test_only_float32_on_the_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if "precision" in options:
-        from autoseg.learn.variants import bfloat16_works
+        from autoseg.learn.cores import bfloat16_works
 
         if not bfloat16_works():
             words = "bfloat16"
-    with pytest.raises(AutosegError, match=words):
+    with settings_kept(), pytest.raises(AutosegError, match=words):
         Predictor(exported, **options)
 
 

@@ -29,7 +29,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
         return [Timing(v, seconds[v], "" if seconds[v] else "no time was left") for v in choices]
 
     monkeypatch.setattr(remembered, "measure", measure)
-    monkeypatch.setattr(remembered, "candidates", lambda *_: [SLOW, FAST])
+    monkeypatch.setattr(remembered, "candidates", lambda *_, **__: [SLOW, FAST])
     return SimpleNamespace(asked=asked, seconds=seconds)
 
 
@@ -41,7 +41,7 @@ def test_a_second_run_measures_nothing(tmp_path: Path, recipe, timed, monkeypatc
     first = ask(Memory(tmp_path, KIND), recipe)
     assert (first.variant, first.source, first.seconds) == (FAST, "measured", 0.5)
     # not even whether 16-bit floats work is asked then: it takes a child with torch
-    monkeypatch.setattr(remembered, "candidates", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(remembered, "candidates", lambda *_, **__: pytest.fail("asked"))
     second = ask(Memory(tmp_path, dict(KIND)), recipe)
     assert (second.variant, second.source, second.seconds) == (FAST, "remembered", 0.5)
     assert second.measured == first.measured
@@ -122,7 +122,11 @@ def test_what_the_plan_fixes_is_taken_as_it_is(tmp_path: Path, recipe):
     assert (choice.variant, choice.source) == (Variant("float32", "contiguous", 3), "fixed")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(AutosegError, match="only a card"):
-        ask(Memory(tmp_path, KIND), recipe.model_copy(update={"precision": "float16"}))
+        ask(
+            Memory(tmp_path, KIND),
+            recipe.model_copy(update={"precision": "float16"}),
+            explicit=True,
+        )
 
 
 def test_the_machine_is_known_by_what_makes_it_fast(monkeypatch: pytest.MonkeyPatch):

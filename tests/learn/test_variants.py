@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from autoseg.errors import AutosegError
-from autoseg.learn import variants
+from autoseg.learn import cores, variants
+from autoseg.learn.cores import bfloat16_works
+from autoseg.learn.precision import refuse_impossible
 from autoseg.learn.variants import Timing, Variant, candidates, fastest, measure
 from autoseg.nets.build import build
 
@@ -68,25 +70,29 @@ def test_ties_go_to_the_earlier():
 def test_what_a_plan_fixes_is_not_varied(monkeypatch):
     monkeypatch.setattr(variants, "thread_counts", lambda: [4, 2, 1])
     monkeypatch.setattr(variants, "announces_bfloat16", lambda: False)
-    free = candidates("cpu")
+    free = candidates(CPU)
     assert free[0] == Variant("float32", "channels_last", 4)
     assert len(free) == 6
-    assert candidates("cpu", "float32", "contiguous", 3) == [Variant("float32", "contiguous", 3)]
+    assert candidates(CPU, "float32", "contiguous", 3) == [Variant("float32", "contiguous", 3)]
 
 
 def test_announced_but_deadly_instructions_are_not_used(monkeypatch):
     monkeypatch.setattr(variants, "announces_bfloat16", lambda: True)
-    monkeypatch.setattr(variants, "PROBE", "import os; os.kill(os.getpid(), 4)")
-    variants.bfloat16_works.cache_clear()
-    assert {v.precision for v in candidates("cpu", threads=1)} == {"float32"}
+    monkeypatch.setattr(cores, "PROBE", "import os; os.kill(os.getpid(), 4)")
+    bfloat16_works.cache_clear()
+    assert {v.precision for v in candidates(CPU, threads=1)} == {"float32"}
     with pytest.raises(AutosegError, match="bfloat16, which this processor cannot"):
-        candidates("cpu", "bfloat16")
-    variants.bfloat16_works.cache_clear()
-    monkeypatch.setattr(variants, "PROBE", "pass")
-    assert {v.precision for v in candidates("cpu", threads=1)} == {"float32", "bfloat16"}
-    variants.bfloat16_works.cache_clear()
+        candidates(CPU, "bfloat16", explicit=True)
+    bfloat16_works.cache_clear()
+    monkeypatch.setattr(cores, "PROBE", "pass")
+    assert {v.precision for v in candidates(CPU, threads=1)} == {"float32", "bfloat16"}
+    (asked,) = candidates(CPU, "bfloat16", "contiguous", 1, explicit=True)
+    assert asked.precision == "bfloat16"
+    bfloat16_works.cache_clear()
     with pytest.raises(AutosegError, match="float16, which only a card"):
-        candidates("cpu", "float16")
+        candidates(CPU, "float16", explicit=True)
+    with pytest.raises(AutosegError, match="float16, which only a card"):
+        refuse_impossible(CPU, "float16")
 
 
 def test_threads_are_pinned_and_given_back():

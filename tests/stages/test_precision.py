@@ -56,7 +56,7 @@ def test_a_card_computes_as_was_trained_or_asked(
     member = trained_in(trained, tmp_path)
     with simulated(monkeypatch, card(8, capability)), caplog.at_level(logging.WARNING):
         assert precision_on(CPU, member, asked) == computed
-    told = "the card has no bfloat16" in caplog.text
+    told = "has no units for bfloat16" in caplog.text
     assert told == (computed == "float16" and "bfloat16" in (asked or trained))
 
 
