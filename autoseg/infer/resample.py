@@ -47,7 +47,7 @@ def resample_image(
     new_shape = checked_shape(image.shape[1:], shape)
     apart = resample.separate_axis(spacing_mm, target_mm, separate_z_above)
     out = torch.empty((len(image), *new_shape), dtype=torch.float32, device=image.device)
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), exact_products(image.device):
         for channel, result in zip(image, out):
             if tuple(channel.shape) == new_shape:
                 result.copy_(channel)

@@ -152,7 +152,7 @@ class Mixing:
             return plane
         lines = plane.reshape(-1, plane.shape[-1])
         new = torch.empty((len(lines), self._bands[-1].new.stop), device=plane.device)
-        with exact_products():
+        with exact_products(plane.device):
             for band in self._bands:
                 torch.mm(lines[:, band.old], band.weights, out=new[:, band.new])
         return new.view(*plane.shape[:-1], -1)

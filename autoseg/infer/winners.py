@@ -293,7 +293,7 @@ def _near(values: Tensor, margin: float, scratch: Tensor) -> tuple[Tensor, Tenso
     # numbers, for torch compares into booleans, counts and picks several times more slowly
     near = torch.ge(values, needed, out=scratch[: values.numel()].view(values.shape))
     codes = torch.arange(len(values), dtype=torch.float32, device=values.device) + CODES
-    with exact_products():
+    with exact_products(values.device):
         found = (codes @ near).sub_(CODES)
     unclear = _where(found >= CODES)
     found[unclear] = 0

@@ -179,13 +179,13 @@ def test_products_are_exact_until_the_last_thread_leaves() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with exact_products():
+        with exact_products(torch.device("cuda")):
             entered.set()
             leave.wait(10)
 
     thread = threading.Thread(target=other)
     try:
-        with exact_products():
+        with exact_products(torch.device("cuda")):
             thread.start()
             entered.wait(10)
         assert torch.get_float32_matmul_precision() == "highest"
