@@ -25,7 +25,6 @@ from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
 from autoseg.files import Lock, sweep
-from autoseg.infer.volume import patches_to_predict
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, loss_of
 from autoseg.learn.manner import Manner
@@ -41,6 +40,7 @@ from autoseg.learn.trial import seconds_per_step, trial_step
 from autoseg.learn.variants import Variant
 from autoseg.learn.watch import Clock, Watch
 from autoseg.learn.weights import save_weights
+from autoseg.models.reserve import reserve_s
 from autoseg.nets.build import build
 from autoseg.nets.cost import parameters
 from autoseg.pool import cores, free_bytes
@@ -194,18 +194,20 @@ def _restored_pace(fold: Fold, train: Training, step: int) -> tuple[Pace, float,
 def _reserve(
     spec: RunSpec, cases: StoredCases, run: Run, variant: Variant, device: torch.device
 ) -> float:
-    """Seconds that the final validation will take: tiles times mirrored views times one forward."""
+    """Seconds that the held-out cases will take, the network's tiles timed as they are computed."""
     configuration = spec.configuration
-    predict = configuration.predict
-    patch = configuration.patch_vox
-    shapes = [cases[i].shape for i in range(len(cases))]
-    tiles = sum(patches_to_predict(shape, configuration) for shape in shapes)
-    views = 2 ** len(configuration.augmentation.mirror_axes) if predict.mirror else 1
+    shape = configuration.network.in_channels, *configuration.patch_vox
     # noise, since zeros become denormal numbers on their way, which are many times slower
-    image = torch.randn(1, configuration.network.in_channels, *patch, device=device)
+    image = torch.randn(1, *shape, device=device)
     speak = variant.speaking(run.net.eval())
     seconds = seconds_per_step(lambda: speak(image), variant, device)
-    return tiles * views * seconds * 1.15 + 0.08 * len(cases) + 3.0
+    held_out = [cases[i] for i in range(len(cases))]
+    with variant.pinned():
+        return reserve_s(
+            [case.shape for case in held_out],
+            [case.info["arranged_shape"] for case in held_out],
+            configuration, seconds, device,
+        )  # fmt: skip
 
 
 def train(
