@@ -167,10 +167,16 @@ class Uncertainty:
         self.folds = 0
         self._score = Score()
 
-    def add(self, rows: slice, mean: Tensor, each: Tensor, classes: Tensor, regional: bool) -> None:
-        """Take in some rows: mean probabilities, each fold's, and what was painted."""
-        here = entropy(mean, regional=regional)
+    def add(self, rows: slice, members: Sequence[Tensor], classes: Tensor, regional: bool) -> None:
+        """Take in some rows: each member's folds' probabilities (F, K, …), and what was painted.
+
+        The entropy is that of the mean of probabilities. Label maps come from the mean of logits, as
+        in nnU-Net, in which a fold that is very sure hides that another one contradicts it.
+        """
+        mixture = torch.stack([folds.mean(0) for folds in members]).mean(0)
+        here = entropy(mixture, regional=regional)
         self.entropy[rows] = here.cpu().numpy()
+        each = torch.cat(list(members))
         self.variance[rows] = fold_variance(each).cpu().numpy()
         self.folds = len(each)
         self._score.add(here, classes)
@@ -313,11 +319,13 @@ class Segmenter:
                     kept.write(at, mean.cpu().numpy())
                 if extras.uncertainty is not None and each is not None:
                     classes = painted(mean, self.labels, of="probabilities")
-                    extras.uncertainty.add(at, mean, each, classes, regional)
+                    extras.uncertainty.add(at, each, classes, regional)
                 yield at, mean
 
-    def _mean(self, logits: Sequence[Tensor], apart: bool) -> tuple[Tensor, Tensor | None]:
-        """The mean probability (K, rows, Y, X) of the members, and each fold's (F, K, …).
+    def _mean(
+        self, logits: Sequence[Tensor], apart: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The mean probability (K, rows, Y, X) of the members, and of each its folds' (F, K, …).
 
         Where all logits lie; in main memory if that holds some of them, or the card has no room.
         """
@@ -329,10 +337,12 @@ class Segmenter:
                     raise
         return self._mean_there([x.cpu() for x in logits], apart)
 
-    def _mean_there(self, logits: Sequence[Tensor], apart: bool) -> tuple[Tensor, Tensor | None]:
+    def _mean_there(
+        self, logits: Sequence[Tensor], apart: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         regional = bool(self.labels.regions)
         means = [probabilities(x.mean(0) if apart else x, regional=regional) for x in logits]
-        each = torch.cat([probabilities(x, regional=regional) for x in logits]) if apart else None
+        each = tuple(probabilities(x, regional=regional) for x in logits) if apart else None
         total = means[0]
         for other in means[1:]:
             total = total + other
