@@ -39,6 +39,10 @@ NO_MEMORY = (
 their handles and workspaces are allocated beside torch's tensors, and cuDNN's search for an
 algorithm finds none that fits."""
 
+ENOUGH, ENOUGH_FREE = 0.95, 0.85
+"""Shares of the memory that a plan was fitted to which a card must have, and have free; the planner
+leaves a tenth and what CUDA and a desktop take."""
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -193,6 +197,28 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in NO_MEMORY)
+
+
+def short_of_plan(planned_gb: float | None, device: torch.device) -> str:
+    """What a card lacks of the memory (GiB) that a plan was fitted to, in a line; "" if nothing.
+
+    A card that is sold as 24 GB has 23.6 GiB, which plans allow for: less than 95 % is told.
+    """
+    if planned_gb is None or not driver.owns(device):
+        return ""
+    facts, free = driver.facts(device), driver.free_bytes(device) / 2**30
+    if facts.memory_gb < ENOUGH * planned_gb:
+        lack = f"{facts.name} has {facts.memory_gb:.1f}"
+        change = f"`--gpu-memory {facts.memory_gb:.0f}` plans for this one"
+    elif free < ENOUGH_FREE * planned_gb:
+        lack = f"of the {facts.memory_gb:.1f} of {facts.name} {free:.1f} are free, as another program uses it"
+        change = "end that program"
+    else:
+        return ""
+    return (
+        f"planned for a card with {planned_gb:g} GiB, but {lack}: a step may not fit; {change}, or "
+        "--auto-shrink trains a smaller plan"
+    )
 
 
 def synchronise(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from autoseg.device import (
     is_card,
     out_of_memory,
     pick_device,
+    short_of_plan,
     synchronise,
 )
 from autoseg.errors import AutosegError
@@ -150,3 +151,21 @@ def test_the_users_allocator_is_left_alone(
 )
 def test_what_says_that_a_card_is_full(error: Exception, is_memory: bool) -> None:
     assert out_of_memory(error) == is_memory
+
+
+@pytest.mark.parametrize(
+    ("planned_gb", "there_gb", "taken_gb", "told"),
+    [
+        (24, 23.6, 0.6, ""),
+        (8, 24, 15, ""),
+        (24, 7.8, 0.0, "planned for a card with 24 GiB, but a card has 7.8: "),
+        (24, 23.6, 9.5, "but of the 23.6 of a card 14.1 are free, as another program uses it"),
+    ],
+)
+def test_what_a_card_lacks_of_its_plan_is_told_with_numbers(
+    planned_gb: float, there_gb: float, taken_gb: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with simulated(monkeypatch, card(there_gb), taken=int(taken_gb * 2**30)):
+        found = short_of_plan(planned_gb, pick_device(None))
+    assert told in found and bool(found) == bool(told)
+    assert "\n" not in found

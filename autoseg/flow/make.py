@@ -277,15 +277,17 @@ def fold(
     manner: "Manner | None" = None,
 ) -> tuple[Job, Dataset]:
     """The trained fold, with all that it needs; curves are drawn also when it stops half way."""
-    from autoseg.device import pick_device
+    from autoseg.device import pick_device, short_of_plan
     from autoseg.report.curves import draw_curves
     from autoseg.stages.train import train
 
     if job.configuration == "":
         raise AutosegError("say which configuration to train, as `autoseg train 1 3d_fullres 0`")
     check_plan_name(job)
-    pick_device(job.device)
+    device = pick_device(job.device)
     dataset, measured, made = prepared(job, (job.configuration,))
+    if short := short_of_plan(made.gpu_memory_gb, device):
+        log.warning("%s", short)
     spec = run_spec(job, dataset, measured, made, overrides, _weights_file(encoder_weights))
     places = job.fold_places
     title = (

@@ -13,7 +13,14 @@ import torch
 from autoseg.device import card_facts, is_card
 from autoseg.documents.plan import Configuration
 from autoseg.documents.run import append_line, lines
-from autoseg.learn.compiling import Compiler, Decision, compiled, compiler_of_torch, worthwhile
+from autoseg.learn.compiling import (
+    Compiler,
+    Decision,
+    compiled,
+    compiler_of_torch,
+    mostly_untraced,
+    worthwhile,
+)
 from autoseg.learn.loop import Forward
 from autoseg.learn.manner import Wish
 from autoseg.learn.precision import resolved_precision
@@ -140,9 +147,13 @@ def choose_forward(
     begun = bool(entries) and bool(entries[-1]["compiled"])
     if wish == "auto" and (entries or run.step):
         decided = Decision(begun, "as the run began")
+    elif wish == "auto" and mostly_untraced(run.net):
+        decided = Decision(False, "scans, which are not compiled, are most of the network")
     else:
-        seconds = left_s() if wish == "auto" and device.type != "cpu" else 0.0
-        decided = worthwhile(wish, device.type, seconds, memory.recall().get("compile"))
+        on_card = is_card(device)
+        seconds = left_s() if wish == "auto" and on_card else 0.0
+        known = memory.recall().get("compile")
+        decided = worthwhile(wish, "cuda" if on_card else "cpu", seconds, known)
     if not decided.compiled:
         if begun or not entries:
             _write_down(fold, run, decided)

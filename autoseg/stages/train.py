@@ -20,7 +20,7 @@ from tqdm import tqdm
 from autoseg.data.batches import Batches, BatchSpec
 from autoseg.data.held_out import HeldOut, amount
 from autoseg.data.store import StoredCases
-from autoseg.device import is_card, pick_device
+from autoseg.device import is_card, out_of_memory, pick_device
 from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, keep_until, lines
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
@@ -90,7 +90,7 @@ def memory_watched(name: str, spec: RunSpec) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        known = isinstance(error, MemoryError) or out_of_memory(error)
         if not known and not any(said in str(error) for said in NO_RAM):
             raise
         c = spec.configuration

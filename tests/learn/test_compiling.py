@@ -3,17 +3,30 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from autoseg.documents.presets.table import network_spec
 from autoseg.documents.run import lines
 from autoseg.errors import AutosegError, TrainingDiverged
-from autoseg.learn.compiling import COST_S, GAIN, WORTH, Compiled, compiled, worthwhile
+from autoseg.learn.compiling import (
+    COST_S,
+    GAIN,
+    WORTH,
+    Compiled,
+    compiled,
+    compiler_of_torch,
+    mostly_untraced,
+    untraced,
+    worthwhile,
+)
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, dice_ce
 from autoseg.learn.manner import compile_wish
@@ -227,6 +240,79 @@ def test_a_lacking_compiler_costs_a_warning(tmp_path: Path, toy_spec, recipe, ca
     ]
     assert case.memory.recall()["compile"]["gain"] == 0
     assert not worthwhile("auto", "cuda", 1e9, case.memory.recall()["compile"]).compiled
+
+
+def endless(net):
+    def call(image):
+        while True:
+            time.sleep(0.01)
+
+    return call
+
+
+def test_compiling_without_end_is_broken_off(toy_spec):
+    net, told = build(toy_spec), []
+    before = signal.getsignal(signal.SIGALRM)
+    forward, _, gain = compiled(
+        net, torch.randn(2, 1, 16, 16), F32, told.append, compiler=endless, limit_s=0.2
+    )
+    assert (forward is net, gain) == (True, None)
+    assert told == ["TooLong: compiling took longer than 0.2 s"]
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def full(net):
+    def call(image):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return call
+
+
+def test_no_room_to_compile_is_told_apart_and_the_run_goes_on(toy_spec):
+    net, told = build(toy_spec), []
+    forward, _, gain = compiled(net, torch.randn(2, 1, 16, 16), F32, told.append, compiler=full)
+    assert (forward is net, gain) == (True, None)
+    assert told == ["no room to compile: CUDA out of memory. Tried to allocate 2.00 GiB"]
+
+
+def test_no_room_for_the_step_itself_is_out_of_memory():
+    class Full(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, image):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(Full(), torch.zeros(1, 1, 2, 2), F32, lambda why: None, compiler=eager)
+
+
+class Scan(torch.nn.Module):
+    untraced = True
+
+    def forward(self, x):
+        return x * 2 if not torch.compiler.is_compiling() else x * 3
+
+
+def test_scans_are_left_out_of_what_is_compiled(monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), Scan())
+    assert untraced(net) == [net[2]]
+    assert not mostly_untraced(net)
+    assert mostly_untraced(torch.nn.Sequential(net[0], Scan()))
+    disabled = []
+    monkeypatch.setattr(torch, "compile", lambda net, dynamic: net)
+    monkeypatch.setattr(torch.compiler, "disable", lambda f: disabled.append(f) or (lambda x: x))
+    forward = Compiled(net, compiler_of_torch, lambda why: None)
+    assert [f.__self__ for f in disabled] == [net[2]]
+    forward.fail(RuntimeError("later"))
+    assert net[2].forward.__self__ is net[2]  # as it was
+
+
+def test_the_projects_scans_are_marked():
+    spec = network_spec("umamba_bot", 1, 2, [8, 16], [[1, 1], [2, 2]], [[3, 3]] * 2)
+    assert untraced(build(spec))
 
 
 @pytest.mark.slow

@@ -43,6 +43,9 @@ class States(nn.Module):
     numbers a token tell its steps. Gu & Dao 2023, arXiv:2312.00752, algorithm 2.
     """
 
+    untraced = True
+    """A compiler leaves this part as it is: tracing follows every step of every chunk of the scan."""
+
     def __init__(self, width: int, rank: int, state: int, kernel: str) -> None:
         super().__init__()
         self.split, self.kernel = (rank, state, state), checked(kernel)
