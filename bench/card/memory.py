@@ -4,6 +4,7 @@ What the planner needs to know is how large a card must be: `reserved` (tensors,
 in torch's allocator) and `context` (CUDA's own, its libraries', and other programs').
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,6 +32,8 @@ def rows(asked: Asked) -> Iterator[Row]:
     from autoseg.device import card_facts, pick_device
 
     device = pick_device(asked.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     sixteen = "float32" if asked.dry else card_facts(device).precision
     precisions = ("float32",) if asked.dry else (sixteen, "float32")
     sizes, networks = (DRY_SIZES, DRY_NETWORKS) if asked.dry else (SIZES, NETWORKS)
@@ -43,7 +46,7 @@ def rows(asked: Asked) -> Iterator[Row]:
     try:
         expected = [None if pool is None else pool.submit(predicted, *job) for job in jobs]
         for job, future in zip(jobs, expected, strict=True):
-            found = measured(*job, str(device), asked.dry)
+            found = measured(*job, device.type, asked.dry)
             yield {"key": key(*job), **found, "predicted": _value(future, job, asked.dry)}
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -79,6 +82,7 @@ def measured(name: str, size: Sequence[int], precision: Any, device: str, dry: b
     if device == "cpu":
         found = memory.measured(spec, size, train, precision, device)
         return {"allocated": found["all"], "reserved": found["all"], "context": 0}
+    gc.collect()  # cycles hold the network before
     library = memory.woken(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
