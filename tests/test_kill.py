@@ -29,6 +29,10 @@ if sys.platform != "linux":
 
 PATIENCE_S = 120.0
 FOLD = "results/Dataset001_Phantom/default/3d_fullres/{run}/fold_0"
+GROWING = (
+    '--set \'train.patch_schedule=[{"until":0.3,"patch_vox":[8,8,8],"batch_size":6},'
+    '{"until":0.6,"patch_vox":[8,16,16],"batch_size":3}]\''
+)
 RECIPE = "--set network.dropout=0.2 --set train.ema_share=0.3"
 
 
@@ -249,6 +253,28 @@ def state_step(path: Path) -> int:
 
     with safe_open(path, framework="np") as file:
         return json.loads(file.metadata()["autoseg"])["step"]
+
+
+@pytest.mark.slow
+def test_a_growing_patch_killed_and_continued_ends_in_the_same_weights(
+    start: Start,
+    tiny: Path,
+    tmp_path: Path,
+) -> None:
+    line = f"autoseg train 1 3d_fullres 0 --run g {RECIPE} {GROWING} --steps 12"
+    fold, other = tiny / FOLD.format(run="g"), tmp_path / "unbroken"
+    shutil.copytree(tiny, other)
+    unbroken = start(f"{line} --workers 0 --root {other}")
+    assert unbroken.wait() == 0, unbroken.said
+    command = start(f"{line} --workers 2")
+    until(lambda: len(entries(fold / "history.jsonl")) >= 5 or command.poll() is not None, "step 5")
+    assert command.kill() == -signal.SIGKILL
+    last = start(f"{line} --workers 2")
+    assert last.wait() == 0, last.said
+    whole = other / FOLD.format(run="g")
+    weights = [f / "weights.safetensors" for f in (fold, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert history(fold) == history(whole)
 
 
 def test_dropout_and_averaging_are_at_work(unbroken: Path) -> None:

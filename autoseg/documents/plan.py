@@ -25,6 +25,7 @@ from autoseg.documents.document import Document, Frozen
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.networks.network import Spatial
+from autoseg.documents.patch_stages import PatchStage, check_shares, wrong_stages
 from autoseg.errors import PlanError, nearest
 from autoseg.files import read_json, sha256_json
 
@@ -192,6 +193,22 @@ class Training(Document):
     save_every_s: PositiveFloat = 60.0
     early_stop: PositiveInt | None = None
     """Stop after this many validations without a better score; None: never."""
+    patch_schedule: tuple[PatchStage, ...] = ()
+    """Progressive growing of the patch (Fischer et al. 2025, arXiv:2510.23241): what is shown before
+    the configuration's own patch and batch; empty: those from the first step on."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Training":
+        check_shares(self.patch_schedule)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # what was trained before this field existed keeps its stamp
+        written: dict[str, Any] = write(self)
+        if not self.patch_schedule:
+            del written["patch_schedule"]
+        return written
 
 
 class Prediction(Document):
@@ -301,6 +318,8 @@ class Configuration(Document):
             for axis, (size, by) in enumerate(zip(self.patch_vox, net.divisor, strict=True))
             if size % by
         ]
+        batch = self.train.batch_size
+        wrong += wrong_stages(self.train.patch_schedule, self.patch_vox, batch, net.divisor)
         if len(self.train.supervision) != len(net.output_strides):
             wrong.append(
                 f"train.supervision has {len(self.train.supervision)} weights for the "

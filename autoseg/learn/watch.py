@@ -19,6 +19,7 @@ from autoseg.documents.plan import Training
 from autoseg.documents.run import append_line
 from autoseg.learn.loop import CHECK_EVERY_ON_CARD, diverged, weights_finite
 from autoseg.learn.pace import Pace, paced_rate
+from autoseg.learn.patches import PatchSchedule
 from autoseg.learn.saving import Writer
 from autoseg.learn.scores import smoothed_scores
 from autoseg.learn.state import Run, state_of
@@ -70,6 +71,17 @@ class Watch:
     decided_at: float = field(default_factory=time.monotonic)
     paced: tuple[float, int] = (0.0, 0)
     finished: bool = False
+    patches: PatchSchedule | None = None
+    """How the patch grows; None: it does not."""
+
+    def stage_begun(self, step: int, stage: int) -> None:
+        """Write down from which step on a patch of another size is shown."""
+        if self.patches is not None and len(self.patches.stages) > 1:
+            patch, batch = self.patches.stages[stage]
+            append_line(
+                self.fold.journal,
+                {"event": "patch", "step": step, "patch_vox": patch, "batch_size": batch},
+            )
 
     def after_step(self, run: Run, loss: torch.Tensor) -> bool:
         """Called by the loop after each step; False ends the loop, with all on the disk.
@@ -154,6 +166,9 @@ class Watch:
         if run.step - step < 3:
             return
         seconds = (now - since) / (run.step - step)
+        if self.patches is not None:
+            seconds *= self.patches.seconds_ahead(run.step)
+            seconds /= self.patches.seconds_behind(step, run.step)
         self.decided_at = now
         self.paced = (now, run.step)
         left = max(1, int(self.clock.left() / seconds))

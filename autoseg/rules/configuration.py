@@ -4,7 +4,7 @@ Three ways lead to patch, batch and width: bytes on a card, time on cores, and n
 counts. What follows from them is decided alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -22,6 +22,7 @@ from autoseg.rules.budget import Budget, batch_size, fit_patch
 from autoseg.rules.card import fit_card
 from autoseg.rules.decision import Decision, Size
 from autoseg.rules.draft import Draft
+from autoseg.rules.growing import patch_schedule
 from autoseg.rules.network import features
 from autoseg.rules.recipe import (
     CORE_MACS_PER_S,
@@ -227,6 +228,7 @@ def document_for(
     anatomy = Anatomy.of(world, setting.ask, flat=setting.fingerprint.dimensions == 2)
     augmentation, augmentation_why = augmentation_for(topology.patch_vox, anatomy)
     precision = _precision(setting)
+    growing = _growing(setting, network, topology.patch_vox, batch)
     document: dict[str, Any] = {
         "preparation": {
             "axes": world.axes,
@@ -245,6 +247,7 @@ def document_for(
             "batch_dice": batch_dice.value,
             "supervision": network.output_weights,
             **({} if precision is None else {"precision": precision.value}),
+            **({"patch_schedule": growing.value} if growing.value else {}),
         },
         "predict": {},
     }
@@ -258,6 +261,7 @@ def document_for(
         **augmentation_why,
         **sampled_why,
         **recipe.why,
+        **({"train.patch_schedule": growing.why} if growing.why else {}),
         **pinned_reasons(setting),
     }
     return patched(document, setting.pins.rest(setting.name)), reasons
@@ -268,6 +272,22 @@ def _precision(setting: Setting) -> Decision[Precision] | None:
     if setting.ask.device.memory_gb is None:
         return None
     return card_precision(setting.ask.device, setting.ask.planner)
+
+
+def _growing(
+    setting: Setting, network: NetworkSpec, patch_vox: Size, batch: int
+) -> Decision[list[Any]]:
+    """The smaller patches that training begins with, if there are any."""
+    name, pinned = setting.name, setting.pinned("patch_schedule")
+    if isinstance(pinned, (list, tuple)) and not setting.pins.by_name(name, "patch_schedule"):
+        patches = [stage.get("patch_vox") for stage in pinned if isinstance(stage, Mapping)]
+        if any(isinstance(p, list) and len(p) != len(patch_vox) for p in patches):
+            # stages of three numbers do not touch `2d`, nor of two the others
+            pinned = None
+    card = setting.card
+    return patch_schedule(
+        pinned, network, patch_vox, batch, None if card is None else card.bytes_of
+    )
 
 
 def pinned_reasons(setting: Setting) -> dict[str, str]:

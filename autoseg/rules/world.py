@@ -23,13 +23,17 @@ KEEP_WITHIN = 0.02
 """A new spacing or intensity statistic this near to the earlier plan's keeps the earlier value,
 so that one more case among hundreds does not make every prepared case stale."""
 GRID_PINS = ("axes", "spacing_mm")
-RULE_PINS = ("patch_vox", "batch_size", "width", "steps")
+RULE_PINS = ("patch_vox", "batch_size", "width", "steps", "patch_schedule")
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 FOLLOWS = {"3d_cascade_fullres": "3d_fullres"}
 """Configuration -> the one whose pins it shares."""
 OWN_GRID = ("spacing_mm", "patch_vox")
 """Pins that the low resolution takes only under its own name."""
-SHORT = {"train.batch_size": "batch_size", "train.steps": "steps"}
+SHORT = {
+    "train.batch_size": "batch_size",
+    "train.steps": "steps",
+    "train.patch_schedule": "patch_schedule",
+}
 """Dotted keys whose values decide others, and the pins that do so."""
 
 StepCost = Callable[[NetworkSpec, Size, int], float]

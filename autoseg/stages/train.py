@@ -7,11 +7,11 @@ in the journal before it is used, and is read from there when the run goes on.
 
 import logging
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,9 +30,11 @@ from autoseg.learn.losses import deeply, loss_of
 from autoseg.learn.manner import Manner
 from autoseg.learn.optimisers import optimiser
 from autoseg.learn.pace import Pace, paced_rate
+from autoseg.learn.patches import OnStep, PatchSchedule, Stage, in_stages, measured_seconds
 from autoseg.learn.remembered import Memory, kind_of_step, memory_folder
 from autoseg.learn.scaling import scale_losses
 from autoseg.learn.scores import volume_dice
+from autoseg.learn.signals import signals_noted
 from autoseg.learn.state import Average, Run, decay_over, load_state, state_bytes
 from autoseg.learn.step import choose_forward, choose_variant, warn_if_elsewhere
 from autoseg.learn.trace import StepsProfile
@@ -60,28 +62,6 @@ NO_RAM = ("DefaultCPUAllocator", "could not create a memory", NO_CODE)
 """What torch's and oneDNN's messages say when the machine's own memory is at its end."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
-
-
-@contextmanager
-def signals_noted() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set instead of ending the process; a second one ends it."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def note(*_: object) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        log.warning("stopping: the state is saved after this step")
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -162,14 +142,17 @@ def open_run(spec: RunSpec, fold: Fold, device: torch.device, variant: Variant) 
     return run
 
 
-def _trial(spec: RunSpec, device: torch.device, variant: Variant) -> Callable[[], object]:
-    """One step on random numbers, as a function to be timed."""
+def _trial(
+    spec: RunSpec, device: torch.device, variant: Variant, stage: Stage | None = None
+) -> Callable[[], object]:
+    """One step on random numbers, as a function to be timed; of a smaller patch and its batch."""
     configuration = spec.configuration
+    patch, batch = stage or (configuration.patch_vox, configuration.train.batch_size)
+    recipe = Training.parse(configuration.train.dump() | {"batch_size": batch}, "the recipe")
     net = build(configuration.network).to(device)
-    shape = (configuration.network.in_channels, *configuration.patch_vox)
+    shape = (configuration.network.in_channels, *patch)
     labels = configuration.preparation.labels
-    loss = loss_of(configuration.train, labels)
-    return trial_step(net, configuration.train, shape, labels.count, variant, loss)
+    return trial_step(net, recipe, shape, labels.count, variant, loss_of(recipe, labels))
 
 
 def first_total(fold: Fold, train: Training) -> int:
@@ -261,10 +244,12 @@ def _train(
     kind = kind_of_step(configuration, device, explicit=_explicit(spec))
     memory = Memory(memory_folder(places.results.parent), kind)
     variant, run = _variant_and_run(fold, spec, device, memory, time_s, manner)
-    pace, clock = _pace_and_clock(spec, fold, run, variant, device, held_out, began, time_s)
+    patches, clock = _pace_and_clock(spec, fold, run, variant, device, held_out, began, time_s)
+    pace = patches.pace
 
     def left_s() -> float:
         steps = (pace.total - run.step) * _seconds(spec, device, variant, memory)
+        steps *= patches.seconds_ahead(run.step) / patches.seconds[-1]
         return steps if clock.total_s is None else min(steps, clock.left())
 
     forward = choose_forward(fold, configuration, run, variant, memory, manner.compile, left_s)
@@ -275,24 +260,28 @@ def _train(
     def score() -> float | None:
         return volume_dice(variant, run.speaker, scored.batches(), labels, device)
 
-    batches = Batches(seen, shown, run.step, ENDLESS, readers, device)
     bar = tqdm(
         total=pace.total, initial=run.step, desc=f"fold {spec.fold}", unit="step", disable=None
     )
     scores = [e.get("dice") for e in keep_until(fold.history, run.step) if "dice" in e]
-    watch = Watch(fold, recipe, clock, pace, score, bar, stopped, scores=scores)
+    watch = Watch(fold, recipe, clock, pace, score, bar, stopped, scores=scores, patches=patches)
     watch.paced = (time.monotonic(), run.step)
     profile = _profile(fold, spec, run, variant, watch, device) if manner.profile else None
-    try:
-        if run.step < pace.total:
+
+    def advance_in(stage: int, on_step: OnStep) -> None:
+        patch, batch = patches.stages[stage]
+        what = replace(shown, patch_vox=patch, batch_size=batch)
+        with Batches(seen, what, run.step, ENDLESS, readers, device) as batches:
             advance(
                 run, batches, loss=deeply(loss_of(recipe, labels), recipe.supervision),
                 lr_at=paced_rate(recipe, pace), stop=ENDLESS, seed=recipe.seed, variant=variant,
-                clip_norm=recipe.clip_norm, forward=forward,
-                on_step=watch.after_step if profile is None else profile.beside(watch.after_step),
+                clip_norm=recipe.clip_norm, forward=forward, on_step=on_step,
             )  # fmt: skip
+
+    on_step = watch.after_step if profile is None else profile.beside(watch.after_step)
+    try:
+        in_stages(run, patches, on_step, advance_in, watch.stage_begun)
     finally:
-        batches.close()
         scored.close()
         watch.writer.close()
         bar.close()
@@ -359,17 +348,24 @@ def _pace_and_clock(
     held_out: StoredCases,
     began: float,
     time_s: float | None,
-) -> tuple[Pace, Clock]:
-    """How many steps there are to be, as decided before or now, and the time that they have."""
+) -> tuple[PatchSchedule, Clock]:
+    """How many steps there are to be, of what, as decided before or now, and the time they have."""
     recipe = spec.configuration.train
     pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
+    patches = PatchSchedule(spec.configuration, pace)
     clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
     if clock.total_s is not None:
         clock.reserve_s = _reserve(spec, held_out, run, variant, device)
-        _set_deadline(spec, fold, run, variant, device, clock, pace)
+        if run.step == 0 or len(patches.stages) > 1:
+            patches.seconds = measured_seconds(
+                fold.journal, patches,
+                lambda s: seconds_per_step(_trial(spec, device, variant, s), variant, device),
+                again=run.step == 0,
+            )  # fmt: skip
+        _set_deadline(fold, run, clock, patches)
     if run.average is not None:
         run.average.decay = decay_over(recipe.ema_share * first_total(fold, recipe))
-    return pace, clock
+    return patches, clock
 
 
 def _profile(
@@ -410,22 +406,14 @@ def _workers(wanted: int | None, device: torch.device) -> int:
     return min(8, max(1, cores() - 1)) if device.type == "cuda" else 0
 
 
-def _set_deadline(
-    spec: RunSpec,
-    fold: Fold,
-    run: Run,
-    variant: Variant,
-    device: torch.device,
-    clock: Clock,
-    pace: Pace,
-) -> None:
+def _set_deadline(fold: Fold, run: Run, clock: Clock, patches: PatchSchedule) -> None:
     """Write down the time given and, at the start, how many steps it should hold.
 
     Raises AutosegError, and writes nothing, where it would hold none.
     """
     seconds = 0.0
     if run.step == 0:
-        seconds = seconds_per_step(_trial(spec, device, variant), variant, device) * LOADING
+        seconds = patches.seconds_ahead(0) * LOADING
         if clock.left() <= 0:
             raise AutosegError(
                 f"--time {clock.total_s:.0f} s is too short: start-up and the final validation "
@@ -444,4 +432,4 @@ def _set_deadline(
         {"event": "pace", "step": 0, "total": total,
          "why": f"{seconds:.3f} s a step with its batch, {clock.left():.0f} s left for steps"},
     )  # fmt: skip
-    pace.decide(0, total)
+    patches.pace.decide(0, total)
