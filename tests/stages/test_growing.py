@@ -94,9 +94,8 @@ def test_stopped_in_every_stage_and_continued_ends_in_the_same_weights(
         monkeypatch.setattr(Watch, "after_step", killed)
         with pytest.raises(Killed):
             shell(f"{line} --run g --set train.save_every_s=0.001")
-        assert [e["step"] for e in lines(fold / "journal.jsonl") if e["event"] == "saved"][
-            -1
-        ] == at - 1
+        saved = [e["step"] for e in lines(fold / "journal.jsonl") if e["event"] == "saved"]
+        assert 0 < saved[-1] < at
     monkeypatch.setattr(Watch, "after_step", after_step)
     assert shell(f"{line} --run g --set train.save_every_s=0.001").code == 0
     weights = [f / "weights.safetensors" for f in (fold, whole)]
