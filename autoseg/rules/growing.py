@@ -9,11 +9,12 @@ Not as there: the coarsest level keeps two voxels along each axis, not one, sinc
 at most MOST_STAGES sizes are used; and the patches of a batch come from as many cases as ever.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from autoseg.documents.networks.family import NetworkSpec
+from autoseg.documents.patch_stages import PatchStage
 from autoseg.errors import PlanError
 from autoseg.rules.decision import Decision, Size, sizes
 from autoseg.rules.shrink import LEAST_DEEP
@@ -72,6 +73,16 @@ def growing_patches(
     return stages
 
 
+def voxel_share(stages: Sequence[Mapping[str, Any]], patch_vox: Size, batch_size: int) -> float:
+    """What a step with these stages shows on average, of the voxels of a full step."""
+    share, before, full = 0.0, 0.0, prod(patch_vox) * batch_size
+    for stage in stages:
+        length = stage["until"] - before
+        share += length * prod(stage["patch_vox"]) * stage["batch_size"] / full
+        before = stage["until"]
+    return share + 1 - before
+
+
 def patch_schedule(
     pinned: Any,
     network: NetworkSpec,
@@ -84,7 +95,8 @@ def patch_schedule(
     Raises PlanError for a pin that is neither a mode nor a list of stages.
     """
     if isinstance(pinned, (list, tuple)):
-        return Decision(list(pinned), "pinned by you")
+        stages = [PatchStage.parse(s, "a stage of train.patch_schedule").dump() for s in pinned]
+        return Decision(stages, "pinned by you")
     if pinned is not None and pinned not in MODES:
         raise PlanError(
             f"train.patch_schedule is pinned to {pinned!r}; give {', '.join(MODES)} or a list of "

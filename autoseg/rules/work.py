@@ -9,6 +9,7 @@ from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Configuration, Cost, Plan
 from autoseg.documents.splits import FOLDS
 from autoseg.rules.decision import Size
+from autoseg.rules.growing import voxel_share
 from autoseg.rules.recipe import CORE_MACS_PER_S
 from autoseg.rules.throughput import FLOAT32_TAKES, throughput_of
 from autoseg.rules.world import Device
@@ -61,13 +62,15 @@ def fold_cost(
         seconds = None
     if seconds is None or seconds == inf:
         seconds, source = estimated_seconds(work, device, train.get("precision", "auto"))
+    # smaller patches take less of a full step, in proportion to their voxels
+    share = voxel_share(train.get("patch_schedule", ()), patch_vox, batch)
     scored = train.get("validation_batches", 10) / train.get("validate_every", 250)
     return Cost(
         multiply_adds=work,
-        exaflop=2 * work * steps / 1e18,
+        exaflop=2 * work * steps * share / 1e18,
         step_bytes=None if step_bytes is None else round(step_bytes),
         step_s=seconds,
-        hours_per_fold=steps * seconds * (1 + VALIDATION * scored) / 3600,
+        hours_per_fold=steps * seconds * (share + VALIDATION * scored) / 3600,
         source=source,
     )
 

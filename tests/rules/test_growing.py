@@ -1,5 +1,6 @@
 """The stages in which a patch grows: sizes, batches, memory, and what a person may pin."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -18,7 +19,7 @@ from autoseg.rules.growing import (
 )
 from autoseg.rules.planner import make_plan
 from autoseg.rules.world import Ask
-from tests.rules.made import CARD, CORES, bytes_of, fingerprint
+from tests.rules.made import CARD, CORES, bytes_of, fingerprint, operations_of
 
 STEPS = st.lists(
     st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4, 8, 16])), min_size=2, max_size=3
@@ -97,6 +98,22 @@ def test_a_plan_grows_where_it_is_pinned(device, mode: str) -> None:
     assert Plan.parse(made.dump(), "it") == made
 
 
+def test_a_fold_costs_what_its_stages_show() -> None:
+    device = replace(CARD, operations_of=operations_of)
+    plain = plan(Ask(device=device)).configurations["3d_fullres"]
+    grown = plan(Ask(device=device, pins={"train.patch_schedule": EFFICIENCY})).configurations[
+        "3d_fullres"
+    ]
+    assert plain.cost and grown.cost
+    voxels = [prod(stage.patch_vox) for stage in grown.train.patch_schedule] + [
+        prod(grown.patch_vox)
+    ]
+    share = sum(voxels) / len(voxels) / voxels[-1]
+    assert 0.2 < share < 0.7
+    assert grown.cost.exaflop == pytest.approx(share * plain.cost.exaflop, rel=1e-3)
+    assert grown.cost.hours_per_fold < plain.cost.hours_per_fold
+
+
 @pytest.mark.parametrize("planner", ["autoseg", "nnunet"])
 def test_a_plain_plan_says_nothing_of_it(planner) -> None:
     made = plan(Ask(device=CARD, planner=planner))
@@ -114,6 +131,12 @@ def test_stages_of_three_numbers_do_not_touch_2d() -> None:
     assert made.configurations["2d"].train.patch_schedule == ()
     (found,) = made.configurations["3d_fullres"].train.patch_schedule
     assert (found.until, list(found.patch_vox), found.batch_size) == (0.5, size, 2)
+
+
+@pytest.mark.parametrize("stage", [{"until": 0.5}, 7, {"until": 0.5, "patch": [8, 8, 8]}])
+def test_a_stage_that_is_none_is_told(stage) -> None:
+    with pytest.raises(PlanError, match=r"a stage of train\.patch_schedule cannot work"):
+        plan(Ask(device=CARD, pins={"train.patch_schedule": [stage]}))
 
 
 @pytest.mark.parametrize("pin", ["quick", 3, True])
