@@ -113,13 +113,13 @@ def measure(
     """The best time of a step of every candidate, in their order, within about `seconds` in all.
 
     `make_step` builds what one step of a variant does; nothing of it is left when the next is
-    built. The first candidate is always timed; one whose first step takes twice the best so far is
-    not repeated. One that does not fit into a card's memory has no time. Raises
-    torch.OutOfMemoryError if none fits.
+    built. However long it takes, candidates are tried until one is timed; one whose first step takes
+    twice the best so far is not repeated. One that does not fit into a card's memory has no time.
+    Raises torch.OutOfMemoryError if none fits.
     """
     end, best, timings = clock() + seconds, float("inf"), list[Timing]()
     for index, variant in enumerate(candidates):
-        if index and clock() >= end:
+        if best < float("inf") and clock() >= end:
             timings.append(Timing(variant, None, "no time was left to measure it"))
             continue
         share = (end - clock()) / (len(candidates) - index)

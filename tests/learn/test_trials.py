@@ -167,3 +167,25 @@ def test_trials_in_float16_scale_their_loss_too(spec, train, monkeypatch) -> Non
     with simulated(monkeypatch, card(8, AMPERE)):
         trial_step(build(spec), train, SHAPE, CLASSES, Variant("float32"))()
     assert scales == [65536.0]
+
+
+@pytest.mark.parametrize("second_fits", [True, False])
+def test_a_slow_trial_without_room_is_not_the_last_word(monkeypatch, second_fits) -> None:
+    """The first refusal used all the time: the next is tried even so, or all is told as no room."""
+
+    def make(variant: Variant) -> Callable[[], object]:
+        def step() -> None:
+            if variant.layout == "channels_last" or not second_fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return step
+
+    tried = [Variant("bfloat16", "channels_last", 1), Variant("bfloat16", "contiguous", 1)]
+    with simulated(monkeypatch, card(8)):
+        if second_fits:
+            timings = measure(make, tried, 0.0, CPU, ticks())
+            assert [t.why for t in timings] == [NO_ROOM, ""]
+            assert fastest(timings) == tried[1]
+        else:
+            with pytest.raises(torch.OutOfMemoryError, match="no layout of the step has room"):
+                measure(make, tried, 0.0, CPU, ticks())
