@@ -24,6 +24,7 @@ PLACE_TOLERANCE_VOX = 0.1
 SHEAR_TOLERANCE = 1e-3
 # Below this determinant of the direction cosines the three axes lie in one plane.
 FLAT_DETERMINANT = 1e-3
+THINNEST_MM, THICKEST_MM, FARTHEST_MM = 1e-7, 1e4, 1e9
 SHOWN = 3
 
 
@@ -31,11 +32,20 @@ def check_affine(case: str, affine: ArrayLike) -> Iterator[Problem]:
     """Fatal for spacing that is zero, NaN or in one plane; a warning for axes that are not square."""
     matrix = np.asarray(affine, dtype=np.float64)
     spacing_mm = spacing_of(matrix)
-    if not np.all(np.isfinite(matrix)) or min(spacing_mm) <= 0:
+    if not np.all(np.isfinite([*matrix.flat, *spacing_mm])) or min(spacing_mm) <= 0:
         yield Problem(
             case,
             "the voxel spacing is zero or not a number",
             f"spacing {_mm(spacing_mm)}",
+            "export the series again, or write the true spacing into the header",
+        )
+        return
+    far = float(np.abs(matrix[:3, 3]).max())
+    if min(spacing_mm) < THINNEST_MM or max(spacing_mm) > THICKEST_MM or far > FARTHEST_MM:
+        yield Problem(
+            case,
+            "the voxel spacing or position cannot be that of a scan",
+            f"spacing {_mm(spacing_mm)}, first voxel up to {far:.3g} mm away",
             "export the series again, or write the true spacing into the header",
         )
         return

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
 from autoseg.image.checks import check_affine
+from autoseg.image.declared import UNBOUNDED, check_declared, detached_file, itk_factor
 from autoseg.image.volume import Grid, Header
 
+HEADER_BYTES = 1 << 16
+GIPL_HEADER_BYTES = 256
 FORMATS = {
     "nrrd": "NrrdImageIO",
     "meta": "MetaImageIO",
@@ -26,17 +29,12 @@ RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def read_itk_header(path: Path, case: str, kind: str) -> Header:
     """The header of a file of one of FORMATS; the voxels stay on disk."""
-    reader = _reader(path, kind)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path, case, error) from error
-    return _header(reader, path, case)
+    return _judged(path, case, kind)[1]
 
 
 def read_itk(path: Path, case: str, kind: str) -> tuple[NDArray[Any], Header]:
     """The voxels (C, i, j, k) in their stored type, and the header."""
-    reader = _reader(path, kind)
+    reader = _judged(path, case, kind)[0]
     try:
         image = reader.Execute()
     except RuntimeError as error:
@@ -67,6 +65,30 @@ def write_itk(path: Path, array: NDArray[Any], grid: Grid) -> None:
         raise AutosegError(
             f"cannot write {path}: {reason}; is the disk full, or the folder not writable?"
         ) from error
+
+
+def _judged(path: Path, case: str, kind: str) -> tuple[Any, Header]:
+    """A reader of the file and its header, once that is found possible. Raises BadData."""
+    with path.open("rb") as file:
+        start = file.read(HEADER_BYTES)
+    lies_in = detached_file(path, case, start) if kind in ("meta", "nrrd") else None
+    reader = _reader(path, kind)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, case, error) from error
+    header = _header(reader, path, case)
+    factor = itk_factor(kind, start)
+    # a list of files, or their pattern, is no file: only the memory judges it
+    lies_in = lies_in or path
+    stored = lies_in.stat().st_size if lies_in.is_file() else 0
+    if kind == "gipl":
+        # read as zeros where it is cut short
+        stored = max(stored - GIPL_HEADER_BYTES, 1)
+    size = np.dtype(header.dtype).itemsize if header.dtype != "unknown" else 1
+    shape = (*header.grid.shape, header.channels)
+    check_declared(path, case, shape, size, factor if stored else UNBOUNDED, max(stored, 1))
+    return reader, header
 
 
 def _reader(path: Path, kind: str) -> Any:

@@ -7,8 +7,10 @@ Problem; what can be lived with stands in `Header.problems`.
 """
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ from numpy.typing import NDArray
 
 from autoseg.errors import BadData, Problem, raise_fatal
 from autoseg.image.checks import PLACE_TOLERANCE_VOX, SHEAR_TOLERANCE, check_affine
+from autoseg.image.declared import DEFLATE, RAW, check_declared
 from autoseg.image.geometry import corner_gap_mm, direction_cosines
 from autoseg.image.volume import Grid, Header
 
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 540
 LARGEST_NIFTI1_SIDE = 32767
+BEYOND = 1 << 20
+"""Bytes after the voxels that are unpacked all the same, so that the checksum is met."""
 # NIfTI's codes for the unit of length, in mm.
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 BAD_FILE_FIX = "copy or export the file again; this one is damaged"
@@ -69,15 +74,18 @@ def read_nifti(path: Path, case: str) -> tuple[NDArray[Any], Header]:
     float32 comes back.
     """
     raw = path.read_bytes()
+    parsed = _parse(unpacked_start(raw), path, case)
+    dtype = parsed.header.get_data_dtype()
+    count = prod(parsed.stored_shape)
+    needed = count * dtype.itemsize
+    factor = DEFLATE if raw.startswith(GZIP_MAGIC) else RAW
+    check_declared(path, case, parsed.stored_shape, dtype.itemsize, factor, len(raw))
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = _unpacked(raw)
+            raw = _unpacked(raw, parsed.offset + needed)
         except (EOFError, OSError, zlib.error) as error:
             raise _unreadable(case, f"{path}: the compressed data ends early ({error})") from error
-    parsed = _parse(raw, path, case)
-    dtype = parsed.header.get_data_dtype()
-    count = int(np.prod(parsed.stored_shape))
-    needed, found = count * dtype.itemsize, len(raw) - parsed.offset
+    found = len(raw) - parsed.offset
     if found < needed:
         raise _unreadable(case, f"{path}: {max(found, 0)} bytes of voxels, {needed} expected")
     flat = np.frombuffer(raw, dtype, count, parsed.offset)
@@ -85,11 +93,14 @@ def read_nifti(path: Path, case: str) -> tuple[NDArray[Any], Header]:
     return _scaled(voxels, parsed.header, path, case), parsed.summary
 
 
-def _unpacked(raw: bytes) -> bytes:
-    """The content of a gzip file. Raises EOFError, OSError or zlib.error if it is damaged."""
+def _unpacked(raw: bytes, needed: int) -> bytes:
+    """The content of a gzip file, or little more of it than `needed` bytes.
+
+    Raises EOFError, OSError or zlib.error if it is damaged.
+    """
     checksum, promised = int.from_bytes(raw[-8:-4], "little"), int.from_bytes(raw[-4:], "little")
-    # Deflate packs a thousand to one at most: a larger promise is no reason to take memory.
-    if promised <= 1100 * len(raw):
+    # A promise beyond what the header declares is no reason to take memory.
+    if promised <= min(DEFLATE * len(raw), needed + BEYOND):
         try:
             content = zlib.decompress(raw, wbits=31, bufsize=max(1, promised))
         except zlib.error:
@@ -97,7 +108,9 @@ def _unpacked(raw: bytes) -> bytes:
         # The last eight bytes are those of the last member: of several, the first does not fit.
         if len(content) == promised and zlib.crc32(content) == checksum:
             return content
-    return gzip.decompress(raw)  # of several members, very large, with padding, or damaged
+    # of several members, very large, with padding, or damaged
+    with gzip.open(io.BytesIO(raw)) as file:
+        return file.read(needed + BEYOND)
 
 
 def write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
@@ -135,7 +148,10 @@ def _parse(raw: bytes, path: Path, case: str) -> _Parsed:
     affine, problems = _affine(header, (i, j, k), len(stored_shape), case)
     summary = Header(Grid.of((i, j, k), affine), 1, dtype.name, tuple(problems))
     # A single file's voxels start after the header and four bytes of flags; 0 means just that.
-    offset = max(int(header["vox_offset"]), length + 4)
+    begin = float(header["vox_offset"])
+    if not 0 <= begin < 2**62:
+        raise _unreadable(case, f"{path}: the voxels are said to begin at byte {begin:g}")
+    offset = max(int(begin), length + 4)
     return _Parsed(header, summary, offset, stored_shape)
 
 
@@ -219,12 +235,13 @@ def _affine(
 
 def _qform(header: Any, pixdim: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The qform's affine; None where its numbers cannot be one."""
-    if not np.all(pixdim > 0):
+    if not np.all((pixdim > 0) & np.isfinite(pixdim)):
         return None
     try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError):
         return None
+    return qform if np.isfinite(qform).all() else None
 
 
 def _forms_apart(

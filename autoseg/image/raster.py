@@ -18,6 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from autoseg.errors import BadData, Problem
+from autoseg.image.declared import (
+    DEFLATE,
+    RAW,
+    TIFF_FACTORS,
+    UNBOUNDED,
+    check_declared,
+    check_png_chunks,
+    check_tiff,
+)
 from autoseg.image.itk import read_itk, read_itk_header
 from autoseg.image.volume import Grid, Header
 
@@ -38,6 +47,7 @@ ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "La": "L", "RGBa": "RGB"}
 
 def read_raster_header(path: Path, case: str, kind: str) -> Header:
     """The header of a picture; the pixels are not unpacked."""
+    _judge_file(path, case, kind)
     if kind == "tiff":
         return _tiff_header(path, case)
     if _is_deep_colour(path, case, kind):
@@ -45,6 +55,7 @@ def read_raster_header(path: Path, case: str, kind: str) -> Header:
         channels = deep.channels - _has_alpha("S", deep.channels)
         return Header(_grid(deep.grid.shape), channels, deep.dtype)
     with _explained(path, case), Image.open(path) as picture:
+        _judge_picture(picture, path, case, kind)
         channels, dtype = MODES.get(picture.mode, COLOUR)
         return Header(_grid((*picture.size, 1)), channels, dtype)
 
@@ -53,12 +64,14 @@ def read_raster(
     path: Path, case: str, kind: str, *, labels: bool = False
 ) -> tuple[NDArray[Any], Header]:
     """The pixels (C, i, j, k) in their stored type, and the header; axis i runs along a row."""
+    _judge_file(path, case, kind)
     if kind == "tiff":
         return _read_tiff(path, case, labels)
     if _is_deep_colour(path, case, kind):
         deep = read_itk(path, case, "png")[0].transpose(3, 2, 1, 0)
         return _with_header(*_opaque(deep, "S", path, case))
     with _explained(path, case), Image.open(path) as picture:
+        _judge_picture(picture, path, case, kind)
         pixels, problems = _pixels(picture, path, case, labels)
     return _with_header(pixels[None], problems)
 
@@ -118,9 +131,41 @@ def _with_header(
     return array, header
 
 
+def _judge_file(path: Path, case: str, kind: str) -> None:
+    """Raises BadData for a file whose parts cannot be what they are said to be."""
+    if kind == "tiff":
+        check_tiff(path, case)
+    elif kind == "png":
+        check_png_chunks(path, case)
+
+
+def _judge_picture(picture: Image.Image, path: Path, case: str, kind: str) -> None:
+    """Raises BadData for a picture with more pixels than its file can hold."""
+    factor = DEFLATE
+    if kind == "bmp":
+        factor = RAW if picture.info.get("compression", 0) in (0, 3) else UNBOUNDED
+    channels, dtype = MODES.get(picture.mode, COLOUR)
+    # palettes and masks may take a bit a pixel, and greys are stored in colours
+    bits = {"1": 1, "L": 1, "P": 1, "PA": 2, "LA": 2}.get(picture.mode, 0)
+    size = bits / 8 if bits else channels * np.dtype(dtype).itemsize
+    if picture.mode == "RGB":
+        size = 2 if kind == "bmp" else 3 / 8 if kind == "png" else 3
+    check_declared(path, case, picture.size, size, factor, path.stat().st_size)
+
+
+def _judge_series(series: Any, path: Path, case: str) -> None:
+    """Raises BadData where a tif's own description promises more pages than there are."""
+    factor = TIFF_FACTORS.get(int(series.keyframe.compression), UNBOUNDED)
+    bits = int(np.max(series.keyframe.bitspersample))
+    # colours of a raw YCbCr page may be stored at half of the size
+    factor = 2 * factor if factor == RAW else factor
+    check_declared(path, case, series.shape, bits / 8, factor, path.stat().st_size)
+
+
 def _tiff_header(path: Path, case: str) -> Header:
     with _explained(path, case), tifffile.TiffFile(path) as file:
         series = file.series[0]
+        _judge_series(series, path, case)
         shape = _tiff_layout(series.axes, series.shape, path, case)
         indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
         channels = 3 if indexed else shape[3] - _has_alpha(series.axes, shape[3])
@@ -131,6 +176,7 @@ def _tiff_header(path: Path, case: str) -> Header:
 def _read_tiff(path: Path, case: str, labels: bool) -> tuple[NDArray[Any], Header]:
     with _explained(path, case), tifffile.TiffFile(path) as file:
         series = file.series[0]
+        _judge_series(series, path, case)
         shape = _tiff_layout(series.axes, series.shape, path, case)
         indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
         # Packing that tifffile cannot undo alone (LZW, JPEG), and palettes, are Pillow's.

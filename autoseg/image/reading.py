@@ -21,6 +21,7 @@ from autoseg.image.checks import (
     check_label_integers,
     check_same_grid,
 )
+from autoseg.image.declared import decoding
 from autoseg.image.geometry import arrange, restore
 from autoseg.image.itk import read_itk, read_itk_header, write_itk
 from autoseg.image.nifti import (
@@ -84,12 +85,13 @@ def read_header(path: Path) -> Header:
     """What an image file says of itself; voxels are neither read nor unpacked."""
     case = case_of(path)
     kind, problems = _kind_of(path, case)
-    if kind == "nifti":
-        header = read_nifti_header(path, case)
-    elif kind in ITK_KINDS:
-        header = read_itk_header(path, case, kind)
-    else:
-        header = read_raster_header(path, case, kind)
+    with decoding(path, case):
+        if kind == "nifti":
+            header = read_nifti_header(path, case)
+        elif kind in ITK_KINDS:
+            header = read_itk_header(path, case, kind)
+        else:
+            header = read_raster_header(path, case, kind)
     if kind == "tiff":
         header = with_spacing(header, path, case, labels=False)
     return replace(header, problems=(*problems, *header.problems))
@@ -233,12 +235,13 @@ def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:
     """The voxels (C, i, j, k) in their stored type, and the header."""
     case = case_of(path)
     kind, problems = _kind_of(path, case)
-    if kind == "nifti":
-        array, header = read_nifti(path, case)
-    elif kind in ITK_KINDS:
-        array, header = read_itk(path, case, kind)
-    else:
-        array, header = read_raster(path, case, kind, labels=labels)
+    with decoding(path, case):
+        if kind == "nifti":
+            array, header = read_nifti(path, case)
+        elif kind in ITK_KINDS:
+            array, header = read_itk(path, case, kind)
+        else:
+            array, header = read_raster(path, case, kind, labels=labels)
     if kind == "tiff":
         header = with_spacing(header, path, case, labels=labels)
     return array, replace(header, problems=(*problems, *header.problems))

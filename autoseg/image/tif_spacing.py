@@ -17,12 +17,12 @@ import numpy as np
 
 from autoseg.errors import AutosegError, BadData, Problem
 from autoseg.files import read_json, write_json
+from autoseg.image.checks import THICKEST_MM, THINNEST_MM
 from autoseg.image.volume import Grid, Header
 
 CHANNEL = re.compile(r"_\d{4}$")
 LONGEST = 1 << 20
 """Bytes of such a file; it needs a hundred."""
-THINNEST_MM, THICKEST_MM = 1e-7, 1e4
 WANTED = '{"spacing": [3.0, 0.8, 0.8]}, in mm: slices, rows, columns'
 
 
