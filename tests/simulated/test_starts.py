@@ -24,6 +24,8 @@ DRAWN = {
     "transunet": 8,
 }  # fmt: skip
 """A network of each family, and the card that it is tried on."""
+LONG = ("transunet",)
+"""Planning takes half a minute of a core."""
 FILLED = ("fcn8s", "segresnet")
 """Those that are asked to use the card's whole memory."""
 
@@ -35,7 +37,9 @@ def test_each_family_is_drawn() -> None:
     assert set(DRAWN.values()) == set(CARDS_GB)
 
 
-@pytest.mark.parametrize("network", DRAWN)
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in DRAWN]
+)
 def test_one_of_each_family_starts(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The patch is pinned, so that little is searched; the batch is free and fills what it may."""
     memory_gb = DRAWN[network]
