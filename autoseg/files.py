@@ -288,6 +288,14 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         half.write_text(text, encoding="utf-8")
 
 
+def write_changed(path: Path, value: Any) -> None:
+    """As `write_json`, unless the file holds the document already; a damaged one does not."""
+    with suppress(AutosegError):
+        if path.exists() and read_json(path) == value:
+            return
+    write_json(path, value)
+
+
 def read_json(path: Path) -> Any:
     """The decoded document. Raises AutosegError if it is missing or damaged, saying where."""
     with explaining(path, "read"):
@@ -296,6 +304,12 @@ def read_json(path: Path) -> Any:
         return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also numbers and depths beyond all reason
         raise AutosegError(f"{path} is not valid JSON: {error}; restore or rewrite it") from error
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a file holds nothing or zeros alone, as a power cut leaves one that was just made."""
+    with explaining(path, "read"), open(path, "rb") as handle:
+        return not any(block.strip(b"\0") for block in iter(lambda: handle.read(BLOCK), b""))
 
 
 def sha256_file(path: Path) -> str:
@@ -366,13 +380,17 @@ class Lock:
             self.handle = None
 
 
-def _lock_now(handle: Any) -> bool:
-    """Take the operating system's lock on an open file without waiting; False if it is taken."""
+def _lock_now(handle: Any, *, shared: bool = False) -> bool:
+    """Take the operating system's lock on an open file without waiting; False if it is taken.
+
+    A shared one is enough to ask, and can be had on a file that is open for reading alone.
+    """
     try:
         if os.name == "posix":
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         else:
             import msvcrt
 
@@ -388,5 +406,5 @@ def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock at `path`; never creates the file."""
     if not path.exists():
         return False
-    with explaining(path, "read"), open(path, "a+", encoding="utf-8") as handle:
-        return not _lock_now(handle)
+    with explaining(path, "read"), open(path, encoding="utf-8") as handle:
+        return not _lock_now(handle, shared=True)

@@ -41,8 +41,8 @@ class Stamp:
         """What stands for this unit among the inputs of the next."""
         return sha256_json(asdict(self))
 
-    def write(self, path: Path) -> None:
-        write_json(path, asdict(self), durable=False)
+    def write(self, path: Path, *, durable: bool = False) -> None:
+        write_json(path, asdict(self), durable=durable)
 
 
 def read_stamp(path: Path) -> Stamp | None:
@@ -57,6 +57,20 @@ def read_stamp(path: Path) -> Stamp | None:
         return stamp_of(read_json(path))
     except AutosegError as error:
         log.warning("%s; what it stood for counts as half done", error)
+        return None
+
+
+def read_made(path: Path) -> tuple[Stamp, str] | None:
+    """The stamp of a document that people may edit, and the hash of what was made; None as above."""
+    if not path.exists():
+        return None
+    try:
+        value = read_json(path)
+        if not isinstance(value, dict) or not isinstance(value.get("made"), str):
+            raise AutosegError(f"{path} is damaged: it lacks what was made")
+        return stamp_of(value.get("stamp")), value["made"]
+    except AutosegError as error:
+        log.warning("%s; what it stood for counts as unknown", error)
         return None
 
 

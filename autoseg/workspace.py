@@ -35,6 +35,11 @@ class Fold:
         return self.folder / ".lock"
 
     @property
+    def begun(self) -> Path:
+        """The stamp that the fold will have, from its first step on."""
+        return self.folder / "begun.json"
+
+    @property
     def last(self) -> Path:
         """The state that training goes on from."""
         return self.folder / "last.safetensors"

@@ -257,3 +257,47 @@ def test_what_does_not_go_together(shell, line: str, told: str) -> None:
     said = shell(f"autoseg plan {line}")
     assert said.code == 2
     assert told in said.err
+
+
+def test_a_plan_whose_stamp_is_lost_is_adopted(shell, tiny: Path) -> None:
+    """What would be made just so was not edited by hand; what would not be made so is kept."""
+    options = "--name p --set 3d_fullres.patch_vox=[16,16,16]"
+    planned(shell, options)
+    path = tiny / PLANS / "p" / "plan.json"
+    stamp = path.with_name("stamp.json").read_bytes()
+    path.with_name("notes.txt").write_text("mine")
+    path.with_name("stamp.json").unlink()
+    planned(shell, options)
+    assert path.with_name("stamp.json").read_bytes() == stamp
+    assert path.with_name("notes.txt").read_text() == "mine"
+    said = shell("autoseg plan -d 1 --name p --set batch_size=3")
+    assert (said.code, "made again" in said.err) == (0, True)
+
+    path.with_name("stamp.json").unlink()
+    edited = path.read_text().replace('"batch_size": 3', '"batch_size": 5')
+    path.write_text(edited)
+    assert shell("autoseg plan -d 1 --name p --set batch_size=3").code == 2
+    assert path.read_text() == edited
+    path.write_text(edited[:-9])  # a slip of the pen is told, and nothing is lost
+    assert shell("autoseg plan -d 1 --name p").code == 2
+    assert path.read_text() == edited[:-9]
+
+
+def test_two_that_plan_at_once_leave_one_plan(
+    shell, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one plans while this one is between its two files."""
+    from autoseg.stages import plan as stage
+
+    whole = stage.write_json
+
+    def late(path: Path, value: object) -> None:
+        monkeypatch.setattr(stage, "write_json", whole)
+        planned(shell, "--name p --set batch_size=4")
+        whole(path, value)
+
+    monkeypatch.setattr(stage, "write_json", late)
+    planned(shell, "--name p --set batch_size=3")
+    said = shell("autoseg plan -d 1 --name p --set batch_size=2")
+    assert said.code == 0, said.err
+    assert [p.name for p in (tiny / PLANS).iterdir() if p.name.startswith(".")] == []

@@ -89,3 +89,20 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
             half.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
         flush_folder(path.parent)
     return kept
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Cut a journal back to what holds for a run that goes on from `step`, in one write.
+
+    What was decided after that step was decided by a process whose steps are lost: they are made
+    again, and decide anew. A run without a state has no pace yet.
+    """
+
+    def holds(entry: dict[str, Any]) -> bool:
+        return entry.get("step", 0) <= step and (step > 0 or entry.get("event") != "pace")
+
+    found = list(lines(path))
+    kept = [entry for entry in found if holds(entry)]
+    if len(kept) < len(found):
+        with replacing(path) as half:
+            half.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))

@@ -22,7 +22,7 @@ from autoseg.documents.run import RunSpec, WeightsFile, lines
 from autoseg.documents.settings import patched
 from autoseg.documents.splits import FOLDS, Split, split_of
 from autoseg.errors import AutosegError, Interrupted, TrainingDiverged, nearest
-from autoseg.files import sha256_file, sha256_json
+from autoseg.files import is_blank, sha256_file, sha256_json
 from autoseg.flow.order import Artefact, Scope, needs
 from autoseg.image.reading import ending_for
 from autoseg.pool import cores
@@ -177,7 +177,7 @@ def run_spec(
     Without `overrides` or `encoder_weights` a run that was begun keeps those it was begun with.
     """
     configuration = made.configuration(job.configuration)
-    begun = RunSpec.read(job.fold_places.run) if job.fold_places.run.exists() else None
+    begun = _begun(job.fold_places.run)
     if overrides is None:
         overrides = dict(begun.overrides) if begun else {}
     if encoder_weights is None and begun:
@@ -212,6 +212,16 @@ def run_spec(
         spacing_ranges_mm=tuple((min(mm), max(mm)) for mm in zip(*spacings, strict=True)),
         version=__version__,
     )
+
+
+def _begun(path: Path) -> RunSpec | None:
+    """What a run was begun with; None if it was not, or if a power cut left nothing of it."""
+    if not path.exists():
+        return None
+    if is_blank(path):
+        log.warning("%s is empty; it is written again", path)
+        return None
+    return RunSpec.read(path)
 
 
 def _weights_file(path: Path | None) -> WeightsFile | None:

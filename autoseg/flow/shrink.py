@@ -191,15 +191,14 @@ def smaller_job(
     if found is None:
         raise OutOfMemory(_nothing(failure, counted.room))
     pins = {f"{name}.{key}": value for key, value in found.value.items()}
-    stamp = job.places.plan_stamp(job.plan)
-    kept = read_json(stamp) if stamp.exists() else None
-    if kept is None or kept["made"] != sha256_json(read_json(path)):
+    kept = read_made(job.places.plan_stamp(job.plan))
+    if kept is None or kept[1] != sha256_json(read_json(path)):
         wanted = ", ".join(f"{key}={json.dumps(value)}" for key, value in pins.items())
         raise OutOfMemory(
             f"{failure.text}; {found.why} Plan {job.plan!r} was written by hand: make a copy of it "
             f"under another name with {wanted}"
         )
-    asked = Request(**kept["stamp"]["options"])
+    asked = Request(**kept[0].options)
     smaller = replace(job, plan=_free_name(job))
     left = {key: value for key, value in (changes or {}).items() if key not in found.value}
     train = smaller.command(changes=left)

@@ -70,7 +70,6 @@ class Watch:
     """When the steps began or went on."""
     decided_at: float = field(default_factory=time.monotonic)
     paced: tuple[float, int] = (0.0, 0)
-    finished: bool = False
     patches: PatchSchedule | None = None
     """How the patch grows; None: it does not."""
 
@@ -99,8 +98,7 @@ class Watch:
             self.validate(run)
         if self.clock.total_s is not None and now - self.decided_at >= DECIDE_EVERY_S:
             self.decide(run)
-        self.finished = run.step >= self.pace.total or self.should_stop_early()
-        ends = self.finished or self.stopped.is_set()
+        ends = self.over(run) or self.stopped.is_set()
         # a state that is due while the last is being written is taken once that is done: waiting
         # would stop the training, and a queue would hold a copy more
         due = self.unsaved_s >= self.train.save_every_s and not self.writer.writes(self.fold.last)
@@ -151,6 +149,10 @@ class Watch:
             with part("saving"):
                 facts = {"step": run.step, "score": smooth[-1]}
                 self.writer.write(self.fold.best, run.speaker.state_dict(), facts)
+
+    def over(self, run: Run) -> bool:
+        """Whether the run is at its end; the same for a run that goes on from the state there."""
+        return run.step >= self.pace.total or self.should_stop_early()
 
     def should_stop_early(self) -> bool:
         patience = self.train.early_stop

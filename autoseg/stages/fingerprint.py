@@ -33,7 +33,15 @@ from autoseg.documents.fingerprint import (
 )
 from autoseg.documents.labels import IGNORE
 from autoseg.errors import AutosegError, BadData, Problem
-from autoseg.files import explaining, read_json, sha256_file, sha256_json, sweep, write_json
+from autoseg.files import (
+    explaining,
+    read_json,
+    sha256_file,
+    sha256_json,
+    sweep,
+    write_changed,
+    write_json,
+)
 from autoseg.image.checks import (
     check_channels,
     check_constant,
@@ -289,16 +297,14 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
     for case_id in sorted(results):
         problems += [Problem(**p.dump()) for p in results[case_id].problems]
     checks = {"problems": [p.to_dict() for p in problems]}
-    if not places.checks.exists() or read_json(places.checks) != checks:
-        write_json(places.checks, checks)
+    write_changed(places.checks, checks)
     fatal = [p for p in problems if p.fatal]
     if fatal:
         raise BadData(fatal)
     for text in {f"{p.case}: {p.what}: {p.found}" for p in problems}:
         log.warning(text)
     made = summary(dataset, [results[c.id] for c in cases])
-    if not places.fingerprint.exists() or read_json(places.fingerprint) != made.dump():
-        made.write(places.fingerprint)
+    write_changed(places.fingerprint, made.dump())
     return made
 
 
@@ -439,10 +445,5 @@ def _outliers(measures: list[CaseMeasure], dataset: Dataset) -> Iterator[NamedPr
             if value is None or spread <= 0 or abs(value - middle) <= ROBUST_LIMIT * spread:
                 continue
             shown = (np.exp(value), np.exp(middle)) if unit else (value, middle)
-            yield NamedProblem(
-                case=measure.case,
-                what=what,
-                found=f"{shown[0]:.4g} {unit}, the median is {shown[1]:.4g} {unit}".strip(),
-                fix=fix,
-                fatal=False,
-            )
+            found = f"{shown[0]:.4g} {unit}, the median is {shown[1]:.4g} {unit}".strip()
+            yield NamedProblem(case=measure.case, what=what, found=found, fix=fix, fatal=False)

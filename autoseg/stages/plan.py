@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +20,12 @@ from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Plan, read_plan
 from autoseg.documents.presets.table import preset_named
 from autoseg.errors import AutosegError, Stale
-from autoseg.files import read_json, sha256_json, write_json
+from autoseg.files import is_blank, read_json, replacing_folder, sha256_json, sweep, write_json
 from autoseg.rules.memory import GB, usable_bytes
 from autoseg.rules.planner import make_plan
 from autoseg.rules.timed import SHORT_TRAINING
 from autoseg.rules.world import Ask, Device
-from autoseg.stage import Stamp, differences
+from autoseg.stage import Stamp, differences, read_made
 from autoseg.workspace import DatasetPlaces
 
 if TYPE_CHECKING:
@@ -166,24 +167,72 @@ def current_plan(
     """
     path, kept = places.plan(name), places.plan_stamp(name)
     digest = sha256_json(fingerprint.dump())
-    old = read_json(kept) if kept.exists() else None
-    if path.exists():
-        if old is None or old["made"] != sha256_json(read_json(path)):
-            return _edited(path, name, request)
-        earlier = Stamp(**old["stamp"])
-        kept_request = Request(**earlier.options)
-        # an option that did not exist then was not asked for
-        earlier = replace(earlier, options=asdict(kept_request))
+    there, old = _pair(path, kept)
+    asked, previous = request or Request(), None
+    if old is not None and (kept_request := _request_in(old[0])) is not None:
         asked = request or kept_request
-        wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
-        reasons = differences(earlier, wanted)
-        if not reasons:
-            return read_plan(path)
-        log.info("plan %s of %s is made again: %s", name, places.name, "; ".join(reasons[:3]))
-        previous: Plan | None = read_plan(path)
-    else:
-        asked, previous = request or Request(), None
-        wanted = Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
+        if there is not None and old[1] == sha256_json(there):
+            # an option that did not exist then was not asked for
+            earlier = replace(old[0], options=asdict(kept_request))
+            reasons = differences(earlier, _stamp(digest, asked))
+            if not reasons:
+                return read_plan(path)
+            log.info("plan %s of %s is made again: %s", name, places.name, "; ".join(reasons[:3]))
+            previous, there = read_plan(path), None
+    elif there is not None and request is not None:
+        # its stamp was lost in a kill: a plan that would be made just so was not edited
+        with suppress(AutosegError):
+            made = _made(fingerprint, name, asked, None, device)
+            if made.dump() == there:
+                _write(path, kept, made, _stamp(digest, asked))
+                return made
+    if there is not None:
+        return _edited(path, name, request)
+    made = _made(fingerprint, name, asked, previous, device)
+    _write(path, kept, made, _stamp(digest, asked))
+    return made
+
+
+def _stamp(digest: str, asked: Request) -> Stamp:
+    return Stamp("plan", VERSION, {"fingerprint": digest}, asdict(asked))
+
+
+def _request_in(stamp: Stamp) -> Request | None:
+    """What was asked for then; None for options that are not known here."""
+    try:
+        return Request(**stamp.options)
+    except TypeError:
+        return None
+
+
+def _pair(path: Path, kept: Path) -> tuple[Any, tuple[Stamp, str] | None]:
+    """The document, None if there is none, and what is known of its making; of one and the same plan.
+
+    An empty document, as a power cut leaves it, is none. Raises AutosegError for a damaged one.
+    """
+    while True:
+        before = kept.read_bytes() if kept.exists() else None
+        there = None if not path.exists() or is_blank(path) else read_json(path)
+        if before == (kept.read_bytes() if kept.exists() else None):
+            return there, read_made(kept)
+
+
+def _write(path: Path, kept: Path, made: Plan, stamp: Stamp) -> None:
+    """Write the plan and its stamp as one, beside what else lies in the folder."""
+    folder = path.parent
+    sweep(folder.parent)
+    with replacing_folder(folder) as half:
+        if folder.is_dir():
+            shutil.copytree(folder, half, symlinks=True, dirs_exist_ok=True)
+        made.write(half / path.name)
+        document = {"stamp": asdict(stamp), "made": sha256_json(made.dump())}
+        write_json(half / kept.name, document)
+
+
+def _made(
+    fingerprint: Fingerprint, name: str, asked: Request, previous: Plan | None, device: str | None
+) -> Plan:
+    """What the rules decide for a request."""
     found = device_for(asked, device)
     with times_on(asked, found) as times:
         if found.card or (found.memory_gb is None and asked.minutes is not None):
@@ -197,10 +246,7 @@ def current_plan(
             device=found,
             use_memory=asked.use_memory,
         )
-        made = make_plan(fingerprint, ask, previous)
-    made.write(path)
-    write_json(kept, {"stamp": asdict(wanted), "made": sha256_json(made.dump())})
-    return made
+        return make_plan(fingerprint, ask, previous)
 
 
 def _edited(path: Path, name: str, request: Request | None) -> Plan:

@@ -411,9 +411,9 @@ class _Work:
         if self.keep.probabilities and not described_by(self._probabilities(case)).exists():
             return False
         if self.keep.uncertainty:
-            if not self._score(case).exists():
+            job.score = _score_in(self._score(case))
+            if job.score is None:
                 return False
-            job.score = float(read_json(self._score(case))["score"])
         return job.path.exists()
 
     def _write_uncertainty(self, job: _Job, found: Uncertainty, axes: str, grid: Grid) -> None:
@@ -430,10 +430,18 @@ def _write_map(path: Path, image: npt.NDArray[np.float32], axes: str, grid: Grid
     write_image(path, image[None], axes, grid)
 
 
+def _score_in(path: Path) -> float | None:
+    """The score of a case; None where there is none, or where a power cut left the file damaged."""
+    try:
+        return float(read_json(path)["score"]) if path.exists() else None
+    except (AutosegError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _write_scores(folder: Path) -> None:
     """One line a case, the least certain first: what a person should look at before the others."""
-    found = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    found.sort(key=lambda one: (-one["score"], one["case"]))
-    text = "case,uncertainty\n" + "".join(f"{one['case']},{one['score']:.6f}\n" for one in found)
+    known = [(path.stem, _score_in(path)) for path in folder.glob("*.json")]
+    found = sorted((-score, case) for case, score in known if score is not None)
+    text = "case,uncertainty\n" + "".join(f"{case},{-score:.6f}\n" for score, case in found)
     with replacing(folder / "scores.csv", durable=False) as half:
         half.write_text(text, encoding="utf-8")

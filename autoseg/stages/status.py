@@ -13,7 +13,7 @@ from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, lines
 from autoseg.errors import AutosegError
 from autoseg.files import is_locked, read_json, sha256_json
-from autoseg.stage import Stamp, differences, read_stamp
+from autoseg.stage import Stamp, differences, read_made, read_stamp
 from autoseg.workspace import DatasetPlaces, Fold
 
 
@@ -85,11 +85,10 @@ def plan_rows(places: DatasetPlaces) -> Iterator[Row]:
         except AutosegError as error:
             yield Row(title, "stale", str(error).replace("\n", " "))
             continue
-        kept = places.plan_stamp(name)
-        old = read_json(kept) if kept.exists() else None
-        if old is None or old["made"] != sha256_json(read_json(places.plan(name))):
+        old = read_made(places.plan_stamp(name))
+        if old is None or old[1] != sha256_json(read_json(places.plan(name))):
             yield Row(title, "done", "edited by hand, never overwritten")
-        elif digest != old["stamp"]["inputs"]["fingerprint"]:
+        elif digest != old[0].inputs.get("fingerprint"):
             yield Row(title, "stale", "the fingerprint changed since")
         else:
             yield Row(title, "done")
@@ -131,7 +130,7 @@ def _prepared_row(
 
 def fold_row(title: str, fold: Fold, wanted: Stamp | None, why: str) -> Row:
     """A fold: running, done, half done or stale against what it would be trained from now."""
-    done, begun = read_stamp(fold.stamp), read_stamp(fold.folder / "begun.json")
+    done, begun = read_stamp(fold.stamp), read_stamp(fold.begun)
     steps = [e for e in lines(fold.journal) if e["event"] == "saved"]
     at = f"step {steps[-1]['step']}" if steps else "no state saved yet"
     made = done or begun

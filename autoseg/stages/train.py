@@ -6,7 +6,6 @@ in the journal before it is used, and is read from there when the run goes on.
 """
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,10 @@ from autoseg.data.held_out import HeldOut, amount
 from autoseg.data.store import StoredCases
 from autoseg.device import is_card, out_of_memory, pick_device
 from autoseg.documents.plan import Training
-from autoseg.documents.run import RunSpec, append_line, keep_until, lines
-from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stale
-from autoseg.files import Lock, sweep
+from autoseg.documents.run import RunSpec, append_line, forget_after, keep_until, lines
+from autoseg.errors import AutosegError, Interrupted, OutOfMemory
+from autoseg.files import Lock
+from autoseg.learn.begin import begin
 from autoseg.learn.loop import advance
 from autoseg.learn.losses import deeply, loss_of
 from autoseg.learn.manner import Manner
@@ -46,7 +46,7 @@ from autoseg.models.reserve import reserve_s
 from autoseg.nets.build import build
 from autoseg.nets.cost import parameters
 from autoseg.pool import cores, free_bytes
-from autoseg.stage import Stamp, differences, read_stamp
+from autoseg.stage import Stamp
 from autoseg.timing import part
 from autoseg.workspace import DatasetPlaces, Fold
 
@@ -81,35 +81,6 @@ def memory_watched(name: str, spec: RunSpec) -> Iterator[None]:
         told.lasting = NO_CODE in str(error)
         told.configuration = spec.configuration_name
         raise told from error
-
-
-def begin(fold: Fold, spec: RunSpec, stamp: Stamp, *, redo: bool) -> bool:
-    """Make the fold's folder ready; False if the fold is trained already.
-
-    Raises Stale if it was begun or made from something else and `redo` is not given.
-    """
-    begun = fold.folder / "begun.json"
-    done, started = read_stamp(fold.stamp), read_stamp(begun)
-    name = f"fold {spec.fold} of {spec.dataset} {spec.configuration_name} ({spec.plan}/{spec.run})"
-    if redo and (done or started):
-        for entry in fold.folder.iterdir():
-            if entry.name != fold.lock.name:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        done = started = None
-    if done == stamp:
-        return False
-    other = done or started
-    if other is not None and other != stamp:
-        state = "was trained" if done else "is half trained"
-        reasons = "; ".join(differences(other, stamp)[:4])
-        raise Stale(
-            f"{name} {state} from something else ({reasons}); train it again with --redo, or under "
-            "another name with --run NAME"
-        )
-    sweep(fold.folder)
-    spec.write(fold.run)
-    stamp.write(begun)
-    return True
 
 
 def new_run(spec: RunSpec, device: torch.device) -> Run:
@@ -280,14 +251,15 @@ def _train(
 
     on_step = watch.after_step if profile is None else profile.beside(watch.after_step)
     try:
-        in_stages(run, patches, on_step, advance_in, watch.stage_begun)
+        if not watch.over(run):
+            in_stages(run, patches, on_step, advance_in, watch.stage_begun)
     finally:
         scored.close()
         watch.writer.close()
         bar.close()
         if profile is not None:
             profile.close()
-    if stopped.is_set() and not watch.finished and run.step < pace.total:
+    if stopped.is_set() and not watch.over(run):
         raise Interrupted(
             f"stopped at step {run.step} of {pace.total}, state saved; the same command goes on"
         )
@@ -351,6 +323,7 @@ def _pace_and_clock(
 ) -> tuple[PatchSchedule, Clock]:
     """How many steps there are to be, of what, as decided before or now, and the time they have."""
     recipe = spec.configuration.train
+    forget_after(fold.journal, run.step)
     pace, spent, earlier_s = _restored_pace(fold, recipe, run.step)
     patches = PatchSchedule(spec.configuration, pace)
     clock = Clock(began, spent, time_s if time_s is not None else earlier_s)
