@@ -22,6 +22,7 @@ from autoseg.flow.make import Job
 from autoseg.pool import free_bytes, give_freed_memory_back
 from autoseg.rules.decision import Decision, sizes
 from autoseg.rules.shrink import SHARES, Room, card_room, fitting, ram_room, room_after
+from autoseg.stage import read_made
 from autoseg.stages.plan import Request
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ def test_a_state_of_unknown_beginning_is_not_gone_on_from(tmp_path: Path) -> Non
     fold = trained(tmp_path / "fold_0")
     fold.stamp.unlink()
     fold.begun.write_text("")
-    with pytest.raises(Stale, match="cannot be told any more from what.*--redo"):
+    with pytest.raises(Stale, match=r"cannot be told any more from what.*--redo"):
         begin(fold, spec(fold), OLD, redo=False)
     assert begin(fold, spec(fold), OLD, redo=True)
     assert not fold.last.exists()
