@@ -36,6 +36,7 @@ def predict(
     accept_uneven: bool = False,
     profile: bool = False,
     strict: bool = False,
+    overwrite: bool = False,
     workers: int = 1,
     device: str | None = None,
     root: Path | None = None,
@@ -66,6 +67,7 @@ def predict(
     accept_uneven: of DICOM, take slices with gaps as evenly spaced
     profile: write into OUTPUT/profile where the time went
     strict: treat a scan unlike the training set as an error
+    overwrite: replace label maps in OUTPUT that were drawn or corrected by hand, too
     workers: processes that share the scans
     device: cpu, cuda or cuda:1, or several as cuda:0,cuda:1 (default: a card if there is one)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
@@ -97,6 +99,7 @@ def predict(
         how: dict[str, Any] = {
             "device": device, "workers": workers, "keep": Keep(save_probabilities, uncertainty),
             "strict": strict, "skip_air": skip_air, "profile": profile,
+            "overwrite": overwrite,
         }  # fmt: skip
         if clinical and input is not None:
             from autoseg.flow.dicom import segmented
@@ -130,18 +133,21 @@ def _is_clinical(input: Path | None, options: Sequence[str]) -> bool:
     return clinical
 
 
-def ensemble(input: tuple[Path, ...], output: Path, *, json: bool = False) -> Averaged:
+def ensemble(
+    input: tuple[Path, ...], output: Path, *, overwrite: bool = False, json: bool = False
+) -> Averaged:
     """Average folders of probabilities into label maps, case by case; what is done is skipped.
 
     The folders are outputs of `predict --save-probabilities`, of any models with the same labels.
 
     input: folders
     output: folder for the label maps
+    overwrite: replace label maps in OUTPUT that were drawn or corrected by hand, too
     json: print JSON
     """
     from autoseg.flow import use
 
-    return use.averaged([Path(folder) for folder in input], output)
+    return use.averaged([Path(folder) for folder in input], output, overwrite=overwrite)
 
 
 def postprocess(
@@ -152,6 +158,7 @@ def postprocess(
     model: str | None = None,
     plan: str | None = None,
     run: str | None = None,
+    overwrite: bool = False,
     workers: int | None = None,
     root: Path | None = None,
     json: bool = False,
@@ -164,6 +171,7 @@ def postprocess(
     model: a package: a file, a folder, or the name of an installed one
     plan: name of the plan (default: that of the choice)
     run: name of the run (default: that of the choice)
+    overwrite: replace label maps in OUTPUT that were drawn or corrected by hand, too
     workers: processes (default: one for each core)
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     json: print JSON
@@ -174,7 +182,7 @@ def postprocess(
 
     wish = Wish(dataset, plan=plan, run=run)
     with wished(open_workspace(root), wish, model) as chosen:
-        return use.cleaned_up(chosen.spec, input, output, processes(workers))
+        return use.cleaned_up(chosen.spec, input, output, processes(workers), overwrite=overwrite)
 
 
 def evaluate(

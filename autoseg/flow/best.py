@@ -216,7 +216,7 @@ def _ensemble_maps(
 
     sources = _probabilities(job, dataset, group)
     ending = ending_for(dataset.file_ending)
-    done = ensemble(sources, folder, ending=ending)
+    done = ensemble(sources, folder, ending=ending, overwrite=True)
     if done.failed:
         raise BadData(done.failed)
     return {case: folder / f"{case}{ending}" for case in sources}

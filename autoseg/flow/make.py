@@ -8,6 +8,7 @@ silently.
 import json
 import logging
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from autoseg.documents.report import Report
 from autoseg.documents.run import RunSpec, WeightsFile, lines
 from autoseg.documents.settings import patched
 from autoseg.documents.splits import FOLDS, Split, split_of
-from autoseg.errors import AutosegError, Interrupted, TrainingDiverged, nearest
+from autoseg.errors import AutosegError, Busy, Interrupted, TrainingDiverged, nearest
 from autoseg.files import is_blank, sha256_file, sha256_json
 from autoseg.flow.order import Artefact, Scope, needs
 from autoseg.image.reading import ending_for
@@ -40,6 +41,9 @@ TRAINING_VERSION = 1
 """Raised when training starts to mean something else."""
 EVALUATION_VERSION = 1
 """Raised when a score starts to mean something else."""
+
+LOOK_S = 5.0
+"""How often it is looked whether another command is done with a fold."""
 
 
 @dataclass(frozen=True)
@@ -334,16 +338,12 @@ def previous(
     configuration = made.configuration(job.configuration)
     splits = splits_of(job, dataset)
     scope = Scope(made, (job.configuration,), tuple(str(i) for i in range(len(splits))))
-    maps: dict[str, Path] = {}
-    for need in needs(Artefact("previous", job.configuration), scope):
-        if need.kind != "validation":
-            continue
-        stage = replace(job, configuration=need.configuration, fold=need.fold)
-        if not stage.fold_places.stamp.exists():
-            log.info("%s needs %s first", job.configuration, need.title)
-        fold(stage, time_s=time_s)
-        validation(stage, dataset)
-        maps |= held_out_maps(stage, dataset)
+    stages = [
+        replace(job, configuration=need.configuration, fold=need.fold)
+        for need in needs(Artefact("previous", job.configuration), scope)
+        if need.kind == "validation"
+    ]
+    maps = _shared_maps(stages, dataset, time_s)
     missing = [c.id for c in dataset.cases if c.label is not None and c.id not in maps]
     if missing:
         raise AutosegError(
@@ -357,6 +357,31 @@ def previous(
         job.places.previous(job.plan, job.configuration, job.run),
         workers=max(1, job.processes),
     )
+
+
+def _shared_maps(stages: Sequence[Job], dataset: Dataset, time_s: float | None) -> dict[str, Path]:
+    """Case id -> label map of the fold that held it out; what other commands train is waited for."""
+    maps: dict[str, Path] = {}
+    told, left = False, list(stages)
+    while left:
+        busy = []
+        for stage in left:
+            if not stage.fold_places.stamp.exists():
+                log.info("%s fold %s is needed first", stage.configuration, stage.fold)
+            try:
+                fold(stage, time_s=time_s)
+            except Busy as error:
+                if not told:
+                    log.warning("%s, and is waited for", str(error).partition(";")[0])
+                told = True
+                busy.append(stage)
+                continue
+            validation(stage, dataset)
+            maps |= held_out_maps(stage, dataset)
+        if len(busy) == len(left):
+            time.sleep(LOOK_S)
+        left = busy
+    return maps
 
 
 def held_out_maps(job: Job, dataset: Dataset) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from autoseg.documents.report import Report
 from autoseg.errors import AutosegError, BadData, raise_fatal
 from autoseg.image.reading import suffix_of
 from autoseg.interop.dicom.source import opened
+from autoseg.models.outputs import refuse_if_all_kept
 from autoseg.pool import cores
 from autoseg.workspace import DatasetPlaces
 
@@ -106,6 +107,7 @@ def predictions(
     strict: bool = False,
     skip_air: bool = False,
     profile: bool = False,
+    overwrite: bool = False,
 ) -> "Predicted":
     """Label maps of scans. Raises BadData naming the scans that failed, the others are written.
 
@@ -119,8 +121,9 @@ def predictions(
     raise_fatal(check_inputs(cases, model.spec))
     devices = _devices(device or ("cpu" if is_onnx(model.spec) else None), workers)
     share = functools.partial(
-        predict, model, cases, output, keep=keep, strict=strict, skip_air=skip_air
-    )
+        predict, model, cases, output, keep=keep, strict=strict, skip_air=skip_air,
+        overwrite=overwrite,
+    )  # fmt: skip
     if len(devices) == 1:
         found = _recorded(share, devices[0], output / "profile" if profile else None)
     else:
@@ -141,6 +144,7 @@ def predictions(
         for line in found.lines():
             log.info(line)
         raise BadData(found.failed)
+    refuse_if_all_kept(found.kept, len(found.written) + found.skipped + len(found.elsewhere))
     return found
 
 
@@ -179,17 +183,20 @@ def _recorded(share: "Share", device: "torch.device", profile: Path | None) -> "
     return found
 
 
-def averaged(folders: Sequence[Path], output: Path) -> "Averaged":
+def averaged(folders: Sequence[Path], output: Path, *, overwrite: bool = False) -> "Averaged":
     """Label maps of the mean of folders of probabilities. Raises BadData naming cases that failed."""
     from autoseg.stages.ensemble import ensemble, sources_of
 
-    found = ensemble(sources_of(folders), output)
+    found = ensemble(sources_of(folders), output, overwrite=overwrite)
     if found.failed:
         raise BadData(found.failed)
+    refuse_if_all_kept(found.kept, len(found.written) + found.skipped + len(found.elsewhere))
     return found
 
 
-def cleaned_up(spec: ModelSpec, source: Path, output: Path, workers: int | None) -> "Applied":
+def cleaned_up(
+    spec: ModelSpec, source: Path, output: Path, workers: int | None, *, overwrite: bool = False
+) -> "Applied":
     """Label maps of a folder after a model's postprocessing. Raises AutosegError if it has none."""
     from autoseg.stages.postprocess import apply
 
@@ -200,7 +207,10 @@ def cleaned_up(spec: ModelSpec, source: Path, output: Path, workers: int | None)
         )
     count = max(1, workers if workers is not None else cores())
     axes = spec.members[0].configuration.preparation.axes
-    return apply(source, output, spec.postprocessing, spec.labels, workers=count, axes=axes)
+    done = apply(source, output, spec.postprocessing, spec.labels, workers=count, axes=axes,
+                 overwrite=overwrite)  # fmt: skip
+    refuse_if_all_kept(done.kept, len(done.written) + done.skipped + len(done.failed))
+    return done
 
 
 def evaluation(

@@ -6,7 +6,7 @@ was read but is wrong (NaN, half labels, files in different places) is returned 
 and the caller decides. The `case` in a Problem is the file's name without suffix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,18 @@ def ending_for(suffix: str) -> str:
     return ".png" if lower in (".jpg", ".jpeg") else ".nii.gz"
 
 
-def write_labels(path: Path, labels: NDArray[np.integer], axes: str, grid: Grid) -> None:
+def write_labels(
+    path: Path,
+    labels: NDArray[np.integer],
+    axes: str,
+    grid: Grid,
+    noted: Callable[[Path], None] | None = None,
+) -> None:
     """Write a label map (*axes) back on its file grid, in the format that the suffix names.
 
     The smallest of uint8, uint16 and int32 that holds the values is stored. The file appears in
-    one step; a tif volume has its spacing in a JSON file beside it. Raises AutosegError where the format cannot hold it.
+    one step; `noted` is called with it when it is finished, before it takes its place. A tif volume
+    has its spacing in a JSON file beside it. Raises AutosegError where the format cannot hold it.
     """
     suffix = suffix_of(path)
     if suffix not in LABEL_SUFFIXES:
@@ -185,7 +192,8 @@ def write_labels(path: Path, labels: NDArray[np.integer], axes: str, grid: Grid)
         )
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     dtype = next(d for d in (np.uint8, np.uint16, np.int32) if _fits(low, high, d))
-    _write(path, suffix, labels[None].astype(dtype, copy=False), axes, grid, labels=True)
+    stored = labels[None].astype(dtype, copy=False)
+    _write(path, suffix, stored, axes, grid, labels=True, noted=noted)
 
 
 def write_image(path: Path, image: NDArray[Any], axes: str, grid: Grid) -> None:
@@ -200,7 +208,14 @@ def write_image(path: Path, image: NDArray[Any], axes: str, grid: Grid) -> None:
 
 
 def _write(
-    path: Path, suffix: str, array: NDArray[Any], axes: str, grid: Grid, *, labels: bool
+    path: Path,
+    suffix: str,
+    array: NDArray[Any],
+    axes: str,
+    grid: Grid,
+    *,
+    labels: bool,
+    noted: Callable[[Path], None] | None = None,
 ) -> None:
     stored = restore(array, grid.arrangement(axes))
     if stored.shape[1:] != grid.shape:
@@ -229,6 +244,8 @@ def _write(
             write_itk(beside, stored, grid)
         else:
             write_raster(beside, stored)
+        if noted is not None:
+            noted(beside)
 
 
 def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:

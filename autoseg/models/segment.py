@@ -4,7 +4,7 @@ Folds of a configuration average their logits, configurations their probabilitie
 classes and all voxels is held, unless a conditional random field is among the steps that follow.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -349,8 +349,15 @@ class Segmenter:
         return total / len(means), each
 
 
-def write_classes(path: Path, classes: Classes, labels: LabelSet, axes: str, grid: Grid) -> None:
-    """Write class indices in plan axes as label values on the file's grid."""
+def write_classes(
+    path: Path,
+    classes: Classes,
+    labels: LabelSet,
+    axes: str,
+    grid: Grid,
+    noted: Callable[[Path], None] | None = None,
+) -> None:
+    """Write class indices in plan axes as label values on the file's grid; `noted` as in write_labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with part("write"):
-        write_labels(path, labels.to_values(classes), axes, grid)
+        write_labels(path, labels.to_values(classes), axes, grid, noted)

@@ -3,7 +3,7 @@
 Files are read a few rows at a time, so memory does not grow with the number of configurations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from autoseg.errors import AutosegError, Busy, Problem, counted, nearest
 from autoseg.files import Lock, explaining, sweep
 from autoseg.image.cleaning import cleaned
 from autoseg.infer.meaning import painted
+from autoseg.models.outputs import is_a_persons, kept_line, noting
 from autoseg.models.probabilities import (
     in_axes_of,
     mean_chunks,
@@ -36,6 +37,8 @@ class Averaged:
     """Cases that were done already."""
     elsewhere: list[str] = field(default_factory=list)
     """Cases that another process is at."""
+    kept: list[Path] = field(default_factory=list)
+    """Label maps that a person drew or corrected, left as they are."""
     failed: list[Problem] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
@@ -44,6 +47,8 @@ class Averaged:
         yield f"{counted(len(self.written), 'label map')} written{done}"
         if self.elsewhere:
             yield f"{len(self.elsewhere)} are being made by another process"
+        if self.kept:
+            yield kept_line(self.kept)
 
 
 def sources_of(folders: Sequence[Path]) -> dict[str, list[Path]]:
@@ -66,10 +71,12 @@ def ensemble(
     *,
     ending: str | None = None,
     steps: Sequence[Cleaning] = (),
+    overwrite: bool = False,
 ) -> Averaged:
     """Write the label map of each case's mean probability; one that fails does not end the others.
 
     Without `ending` a case that lies somewhere in a patient becomes a .nii.gz, another a .png.
+    Label maps that a person drew or corrected are kept, unless `overwrite`.
     """
     with explaining(output, "write to"):
         output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,10 @@ def ensemble(
                 if path.exists() and standing(kept, stamp).state == "current":
                     done.skipped += 1
                     continue
-                _average(files, path, steps)
+                if not overwrite and is_a_persons(path, output, case):
+                    done.kept.append(path)
+                    continue
+                _average(files, path, steps, noting(output, case))
                 stamp.write(kept)
                 done.written.append(path)
         except Busy:
@@ -108,7 +118,9 @@ def _mark(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _average(files: Sequence[Path], path: Path, steps: Sequence[Cleaning]) -> None:
+def _average(
+    files: Sequence[Path], path: Path, steps: Sequence[Cleaning], noted: Callable[[Path], None]
+) -> None:
     opened = [open_probabilities(file) for file in files]
     first = opened[0]
     views = [in_axes_of(one, first) for one in opened]
@@ -116,4 +128,4 @@ def _average(files: Sequence[Path], path: Path, steps: Sequence[Cleaning]) -> No
     for rows, mean in mean_chunks(views, first.labels):
         found[rows] = painted(mean, first.labels, of="probabilities").numpy()
     found = cleaned(found, first.spacing_mm, steps, first.labels)
-    write_classes(path, found, first.labels, first.axes, first.grid)
+    write_classes(path, found, first.labels, first.axes, first.grid, noted)

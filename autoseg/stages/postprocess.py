@@ -19,6 +19,7 @@ from autoseg.files import Lock, explaining, sha256_file, sweep
 from autoseg.image.checks import check_label_values
 from autoseg.image.cleaning import cleaned
 from autoseg.image.reading import ending_for, read_header, read_labels, write_labels
+from autoseg.models.outputs import is_a_persons, kept_line, noting
 from autoseg.pool import over_units
 from autoseg.rules.postprocessing import classes_of
 from autoseg.stage import Stamp, standing
@@ -42,6 +43,8 @@ class Applied:
     """How many of them differ from what they were."""
     skipped: int
     """Label maps that were done already."""
+    kept: tuple[Path, ...]
+    """Those that a person drew or corrected, left as they are."""
     warnings: tuple[Problem, ...]
     failed: tuple[Problem, ...]
 
@@ -49,14 +52,17 @@ class Applied:
         """What a person wants to know of it."""
         done = f", {self.skipped} were there already" if self.skipped else ""
         yield f"{counted(len(self.written), 'label map')} written, {self.changed} of them changed{done}"
+        if self.kept:
+            yield kept_line(self.kept)
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of one file; `voxels` changed, None if it was done already."""
+    """What came of one file; `voxels` changed, None if it was done already or is kept."""
 
     path: Path
     voxels: int | None
+    kept: bool = False
     problems: tuple[Problem, ...] = ()
 
 
@@ -68,10 +74,11 @@ def apply(
     *,
     workers: int = 1,
     axes: str = STORED,
+    overwrite: bool = False,
 ) -> Applied:
     """Clean the label maps of `folder` into `output`, each on its own grid.
 
-    What is current is left alone; a label map that fails does not end the others. Raises
+    What is current is left alone, and so is what a person drew or corrected unless `overwrite`; a label map that fails does not end the others. Raises
     AutosegError before any work if the steps or the folders cannot be used.
     """
     usable = _usable(steps, labels)
@@ -82,7 +89,7 @@ def apply(
         )
     files = _label_maps(folder)
     with _opened(output):
-        return _clean_files(files, output, usable, labels, workers, axes)
+        return _clean_files(files, output, usable, labels, workers, axes, overwrite=overwrite)
 
 
 def apply_to(
@@ -110,7 +117,7 @@ def apply_to(
             kept = output / ".autoseg" / "refined"
             for case in tqdm(maps, "dense CRF", unit="case", disable=None, leave=False):
                 files[case] = _refine_file(case, maps[case], kept, field, refine, labels, axes)
-        done = _clean_files(files, output, usable, labels, workers, axes)
+        done = _clean_files(files, output, usable, labels, workers, axes, overwrite=True)
     raise_fatal(done.failed)
     return {case: _target(case, path, output) for case, path in files.items()}
 
@@ -139,12 +146,15 @@ def _clean_files(
     labels: LabelSet,
     workers: int,
     axes: str,
+    *,
+    overwrite: bool,
 ) -> Applied:
     """Clean what is not current; a label map that fails does not end the others."""
-    written, changed, skipped = [], 0, 0
+    written, kept, changed, skipped = [], [], 0, 0
     warnings: list[Problem] = []
     failed: list[Problem] = []
-    work = partial(_clean_file, output=output, steps=steps, labels=labels, axes=axes)
+    work = partial(_clean_file, output=output, steps=steps, labels=labels, axes=axes,
+                   overwrite=overwrite)  # fmt: skip
     units = list(files.items())
     with tqdm(total=len(files), desc="postprocess", unit="case", disable=None) as bar:
         for (case, _), done in over_units(
@@ -153,6 +163,8 @@ def _clean_files(
             bar.update()
             if isinstance(done, AutosegError):
                 failed += _problems(case, done)
+            elif done.kept:
+                kept.append(done.path)
             elif done.voxels is None:
                 skipped += 1
             else:
@@ -160,7 +172,8 @@ def _clean_files(
                 changed += done.voxels > 0
                 warnings += done.problems
     failed.sort(key=lambda problem: problem.case)
-    return Applied(tuple(sorted(written)), changed, skipped, tuple(warnings), tuple(failed))
+    return Applied(tuple(sorted(written)), changed, skipped, tuple(sorted(kept)), tuple(warnings),
+                   tuple(failed))  # fmt: skip
 
 
 def _usable(steps: Sequence[Step], labels: LabelSet) -> tuple[Cleaning, ...]:
@@ -204,7 +217,13 @@ def _label_maps(folder: Path) -> dict[str, Path]:
 
 
 def _clean_file(
-    unit: tuple[str, Path], *, output: Path, steps: Sequence[Cleaning], labels: LabelSet, axes: str
+    unit: tuple[str, Path],
+    *,
+    output: Path,
+    steps: Sequence[Cleaning],
+    labels: LabelSet,
+    axes: str,
+    overwrite: bool,
 ) -> _Done:
     """Clean one label map, if that was not done already. Raises BadData."""
     case, path = unit
@@ -218,14 +237,16 @@ def _clean_file(
     )
     if target.exists() and standing(kept, stamp).state == "current":
         return _Done(target, None)
+    if not overwrite and is_a_persons(target, output, case):
+        return _Done(target, None, kept=True)
     volume, problems = read_labels(path, axes)
     problems += check_label_values(case, volume.array, labels.values)
     raise_fatal(problems)
     classes = labels.to_classes(volume.array[0])
     found = cleaned(classes, volume.spacing_mm, steps, labels)
-    write_labels(target, labels.to_values(found), axes, volume.grid)
+    write_labels(target, labels.to_values(found), axes, volume.grid, noting(output, case))
     stamp.write(kept)
-    return _Done(target, int(np.count_nonzero(found != classes)), tuple(problems))
+    return _Done(target, int(np.count_nonzero(found != classes)), problems=tuple(problems))
 
 
 def _target(case: str, path: Path, output: Path) -> Path:

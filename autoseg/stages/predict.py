@@ -25,8 +25,6 @@ from autoseg.errors import AutosegError, BadData, Busy, Problem, counted
 from autoseg.files import (
     Lock,
     explaining,
-    read_json,
-    replacing,
     sha256_file,
     sha256_json,
     sweep,
@@ -39,6 +37,7 @@ from autoseg.infer.meaning import painted, probabilities
 from autoseg.infer.resample import resampling_on
 from autoseg.infer.together import FREE_IT, NoRoom, explained
 from autoseg.models.members import Model, member_of
+from autoseg.models.outputs import is_a_persons, kept_line, noting, score_in, write_scores
 from autoseg.models.overlap import overlapped
 from autoseg.models.probabilities import ProbabilityFile, described_by
 from autoseg.models.scans import Ready, foreign, made_ready, scan_of_case
@@ -161,6 +160,8 @@ class Predicted:
     """Cases that were done already."""
     elsewhere: list[str] = field(default_factory=list)
     """Cases that another process is at."""
+    kept: list[Path] = field(default_factory=list)
+    """Label maps that a person drew or corrected, left as they are."""
     uncertainty: dict[str, float] = field(default_factory=dict)
     """Case id -> its score, 0 (certain) to 1."""
     tiles: int = 0
@@ -179,6 +180,8 @@ class Predicted:
             yield f"{len(self.results)} of them also written as DICOM: {names}{more}"
         if self.elsewhere:
             yield f"{len(self.elsewhere)} are being made by another process"
+        if self.kept:
+            yield kept_line(self.kept)
         if self.tiles:
             yield f"{self.air_tiles} of {self.tiles} tiles held only air and were skipped"
         if self.uncertainty:
@@ -198,8 +201,9 @@ def merged(parts: Sequence[Predicted], cases: Sequence[Case]) -> Predicted:
         whole.air_tiles += share.air_tiles
         whole.warnings += [w for w in share.warnings if w not in whole.warnings]
         whole.failed += [f for f in share.failed if f not in whole.failed]
+        whole.kept += [path for path in share.kept if path not in whole.kept]
     failed = {problem.case for problem in whole.failed}
-    whole.skipped = len(cases) - len(whole.written) - len(failed)
+    whole.skipped = len(cases) - len(whole.written) - len(failed) - len(whole.kept)
     return whole
 
 
@@ -212,17 +216,18 @@ def predict(
     keep: Keep | None = None,
     strict: bool = False,
     skip_air: bool = False,
+    overwrite: bool = False,
 ) -> Predicted:
     """Segment the scans into `output`; a scan that fails does not end the others.
 
     While one is computed the next is read and the one before is written. With `strict` a scan unlike
-    the training set fails too; with `skip_air` no network looks at tiles that hold but air. Raises
-    AutosegError if the folder cannot be written to.
+    the training set fails too; with `skip_air` no network looks at tiles that hold but air. Label
+    maps that a person drew or corrected are kept, unless `overwrite`. Raises AutosegError if the folder cannot be written to.
     """
     with explaining(output, "write to"):
         output.mkdir(parents=True, exist_ok=True)
     sweep(output)
-    work = _Work(model, output, device, keep or Keep(), strict, skip_air)
+    work = _Work(model, output, device, keep or Keep(), strict, skip_air, overwrite)
     done = Predicted()
     bar = tqdm(total=len(cases), desc="predict", unit="case", disable=None)
     with (
@@ -237,7 +242,7 @@ def predict(
             job.tell(done)
             bar.update()
     if work.keep.uncertainty:
-        _write_scores(output / "uncertainty")
+        write_scores(output / "uncertainty")
     return done
 
 
@@ -249,7 +254,7 @@ class _Job:
     path: Path
     """Of the label map."""
     lock: ExitStack
-    state: Literal["busy", "there", "failed", "read", "computed", "written"] = "failed"
+    state: Literal["busy", "there", "kept", "failed", "read", "computed", "written"] = "failed"
     stamp: Stamp | None = None
     ready: Ready | None = None
     classes: Classes | None = None
@@ -288,6 +293,8 @@ class _Job:
         done.air_tiles += sum(one.skipped for one in self.extras.skipped)
         if self.state == "busy":
             done.elsewhere.append(self.case.id)
+        if self.state == "kept":
+            done.kept.append(self.path)
         if self.state == "written":
             done.written.append(self.path)
         if self.score is not None and self.state in ("there", "written"):
@@ -304,6 +311,7 @@ class _Work:
     keep: Keep
     strict: bool
     skip_air: bool
+    overwrite: bool
     segmenter: Segmenter | None = None
 
     def __post_init__(self) -> None:
@@ -343,6 +351,9 @@ class _Work:
         current = standing(self._kept(case), job.stamp).state == "current"
         if current and self._complete(job):
             job.state = "there"
+            return
+        if not self.overwrite and is_a_persons(job.path, self.output, case.id):
+            job.state = "kept"
             return
         job.ready = made_ready(
             scan_of_case(case), self.model.spec, air=self.skip_air, resample=self.resample
@@ -388,7 +399,8 @@ class _Work:
                 if job.extras.uncertainty is not None:
                     self._write_uncertainty(job, job.extras.uncertainty, axes, grid)
                 classes = self.segmenter.cleaned(job.classes, job.ready)
-                write_classes(job.path, classes, self.model.spec.labels, axes, grid)
+                note = noting(self.output, job.case.id)
+                write_classes(job.path, classes, self.model.spec.labels, axes, grid, note)
                 if job.stamp is not None:
                     job.stamp.write(self._kept(job.case))
                 job.state = "written"
@@ -411,7 +423,7 @@ class _Work:
         if self.keep.probabilities and not described_by(self._probabilities(case)).exists():
             return False
         if self.keep.uncertainty:
-            job.score = _score_in(self._score(case))
+            job.score = score_in(self._score(case))
             if job.score is None:
                 return False
         return job.path.exists()
@@ -428,20 +440,3 @@ class _Work:
 
 def _write_map(path: Path, image: npt.NDArray[np.float32], axes: str, grid: Grid) -> None:
     write_image(path, image[None], axes, grid)
-
-
-def _score_in(path: Path) -> float | None:
-    """The score of a case; None where there is none, or where a power cut left the file damaged."""
-    try:
-        return float(read_json(path)["score"]) if path.exists() else None
-    except (AutosegError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _write_scores(folder: Path) -> None:
-    """One line a case, the least certain first: what a person should look at before the others."""
-    known = [(path.stem, _score_in(path)) for path in folder.glob("*.json")]
-    found = sorted((-score, case) for case, score in known if score is not None)
-    text = "case,uncertainty\n" + "".join(f"{case},{-score:.6f}\n" for score, case in found)
-    with replacing(folder / "scores.csv", durable=False) as half:
-        half.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ that come out the same.
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -20,8 +21,8 @@ from autoseg.data.writing import write_case
 from autoseg.documents.dataset import Case, Dataset
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Preparation
-from autoseg.errors import AutosegError
-from autoseg.files import Lock, read_json, replacing_folder, sweep
+from autoseg.errors import AutosegError, Busy, counted
+from autoseg.files import Lock, is_locked, read_json, replacing_folder, sweep
 from autoseg.pool import give_freed_memory_back, keep_freed_memory, over_units
 from autoseg.stage import Stamp, standing
 from autoseg.workspace import DatasetPlaces
@@ -33,11 +34,17 @@ CASE_SECONDS = 0.007
 VOXEL_SECONDS = 6e-8
 PROCESS_SECONDS = 3.0
 """About what a case costs on one core, and how much work is worth a further process."""
+LOOK_S = 0.2
+"""How often it is looked whether another command is done with a case."""
 
 
 def case_stamp(digest: str, preparation: Preparation) -> Stamp:
     """The stamp of a prepared case: its files' contents and the preparation."""
     return Stamp("preprocess", VERSION, {"case": digest}, {"preparation": preparation.key})
+
+
+def _lock(folder: Path, case: str) -> Path:
+    return folder / f".{case}.lock"
 
 
 def _work(
@@ -49,7 +56,7 @@ def _work(
 ) -> None:
     keep_freed_memory()
     unit = folder / case.id
-    with Lock(folder / f".{case.id}.lock", f"prepared case {case.id}"):
+    with Lock(_lock(folder, case.id), f"prepared case {case.id}"):
         stamp = case_stamp(digests[case.id], preparation)
         if standing(unit / "stamp.json", stamp).state == "current":
             return
@@ -113,7 +120,8 @@ def preprocess(
 ) -> int:
     """Prepare every training case that is not current; how many were prepared.
 
-    Raises AutosegError naming the cases that failed; the others are done.
+    Several commands may do so together: each takes the cases that no other is at, and waits for
+    those in the end. Raises AutosegError naming the cases that failed; the others are done.
     """
     folder = places.prepared(preparation.key)
     sweep(folder)
@@ -132,16 +140,29 @@ def preprocess(
     alike = _alike(places, preparation)
     work = partial(_work, preparation=preparation, folder=folder, digests=digests, alike=alike)
     failed: list[tuple[str, AutosegError]] = []
+    told, left = False, todo
     with tqdm(total=len(todo), desc="preprocess", unit="case", disable=None) as bar:
-        for case, outcome in over_units(
-            work,
-            todo,
-            workers=_processes(workers, todo, fingerprint),
-            bytes_of=partial(bytes_needed, preparation=preparation),
-        ):
-            bar.update()
-            if isinstance(outcome, AutosegError):
-                failed.append((case.id, outcome))
+        while left:
+            busy: list[Case] = []
+            for case, outcome in over_units(
+                work,
+                left,
+                workers=_processes(workers, left, fingerprint),
+                bytes_of=partial(bytes_needed, preparation=preparation),
+            ):
+                if isinstance(outcome, Busy):
+                    busy.append(case)
+                    continue
+                bar.update()
+                if isinstance(outcome, AutosegError):
+                    failed.append((case.id, outcome))
+            if busy and not told:
+                told = True
+                log.warning("waiting for %s that another command is preparing (%s, …)",
+                            counted(len(busy), "case"), busy[0].id)  # fmt: skip
+            while busy and all(is_locked(_lock(folder, case.id)) for case in busy):
+                time.sleep(LOOK_S)
+            left = busy
     give_freed_memory_back()
     places.prepared(preparation.key).mkdir(parents=True, exist_ok=True)
     preparation.write(folder / "preparation.json")

@@ -1,5 +1,6 @@
 """A cascade: it makes what it waits for, and is shown nothing that knew the answer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from autoseg import api
 from autoseg.documents.run import RunSpec
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, Busy
+from autoseg.flow import make
+from autoseg.workspace import DatasetPlaces
 
 RESULTS = "results/Dataset001_Phantom/default"
 CASCADE = f"{RESULTS}/3d_cascade_fullres/default"
@@ -102,3 +105,29 @@ def test_a_case_that_nobody_holds_out_is_refused(
     path.write_text(json.dumps(splits))
     with pytest.raises(AutosegError, match=f"no fold of Dataset001_Phantom holds out {lost}"):
         api.train("1", "3d_cascade_fullres", ("0",), root=root, workers=0, device="cpu")
+
+
+def test_folds_that_another_command_trains_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are trained meanwhile; the wait is told once."""
+    job = make.Job(DatasetPlaces("D", *(tmp_path / n for n in ("raw", "prepared", "results"))))
+    stages = [replace(job, configuration="low", fold=str(n)) for n in range(3)]
+    tried: list[str] = []
+
+    def fold(stage: make.Job, **_: object) -> None:
+        tried.append(stage.fold)
+        if stage.fold != "1" and tried.count(stage.fold) < 3:
+            raise Busy(f"fold {stage.fold} is being written by process 7; wait for it")
+
+    monkeypatch.setattr(make, "LOOK_S", 0.001)
+    monkeypatch.setattr(make, "fold", fold)
+    monkeypatch.setattr(make, "validation", lambda *_: None)
+    monkeypatch.setattr(make, "held_out_maps", lambda stage, _: {stage.fold: tmp_path})
+    with caplog.at_level("WARNING"):
+        maps = make._shared_maps(stages, None, None)  # type: ignore[arg-type]
+    assert sorted(maps) == ["0", "1", "2"]
+    assert tried == ["0", "1", "2", "0", "2", "0", "2"]
+    assert [r.message for r in caplog.records] == [
+        "fold 0 is being written by process 7, and is waited for"
+    ]

@@ -1,6 +1,9 @@
 """Prepared cases: what two folders may share, how many processes the work is worth, quantiles."""
 
 import json
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import tifffile
 from autoseg.documents.dataset import Dataset, read_dataset
 from autoseg.documents.fingerprint import QUANTILES
 from autoseg.documents.plan import ChannelScale, Preparation
+from autoseg.files import Lock
 from autoseg.stages import preprocess as stage
 from autoseg.stages.fingerprint import evenly_spaced_quantiles, fingerprint
 from autoseg.stages.preprocess import preprocess
@@ -105,3 +109,40 @@ def test_a_case_is_measured_again_when_the_spacing_beside_its_tif_changes(tmp_pa
     digests = [{c.case: c.digest for c in made.cases} for made in (before, after)]
     assert digests[0]["a"] != digests[1]["a"]
     assert digests[0]["b"] == digests[1]["b"]
+
+
+def test_cases_that_another_command_prepares_are_waited_for(
+    places: DatasetPlaces, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are prepared meanwhile; what the other command made is not made again."""
+    dataset, _ = read_dataset(places.raw)
+    measured = fingerprint(places)
+    wanted = spaced(dataset, 3.0, 3.0, 3.0)
+    first, second = (case.id for case in dataset.cases)
+    folder, made = places.prepared(wanted.key), []
+    whole, lock = stage.prepare, Lock(folder / f".{first}.lock", "it")
+
+    def noted(case, preparation):
+        made.append(case.id)
+        return whole(case, preparation)
+
+    def other_command() -> None:
+        while not (folder / second / "stamp.json").exists():
+            time.sleep(0.01)
+        shutil.copytree(folder / second, folder / first)
+        digest = next(c.digest for c in measured.cases if c.case == first)
+        stage.case_stamp(digest, wanted).write(folder / first / "stamp.json")
+        lock.__exit__(None, None, None)
+
+    monkeypatch.setattr(stage, "prepare", noted)
+    monkeypatch.setattr(stage, "LOOK_S", 0.01)
+    lock.__enter__()
+    thread = threading.Thread(target=other_command)
+    thread.start()
+    with caplog.at_level("WARNING"):
+        stage.preprocess(places, dataset, measured, wanted)
+    thread.join()
+    assert made == [second]
+    assert [r.message for r in caplog.records] == [
+        f"waiting for 1 case that another command is preparing ({first}, …)"
+    ]
