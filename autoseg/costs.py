@@ -207,9 +207,7 @@ def timed_step_on_card(
     precision: Precision,
 ) -> float:
     """Seconds of one training step on a card in its faster layout; infinite where neither fits."""
-    import torch
-
-    from autoseg.device import pick_device, release_card_memory
+    from autoseg.device import out_of_memory, pick_device, release_card_memory
     from autoseg.learn.trial import seconds_per_step, trial_step
     from autoseg.learn.variants import Layout, Variant
     from autoseg.nets.build import build
@@ -222,7 +220,9 @@ def timed_step_on_card(
         try:
             step = trial_step(build(network).to(place), train, shape, network.classes, variant)
             least = min(least, seconds_per_step(step, variant, place))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             log.info("no room for a step in %s", layout)
         step = _nothing  # the network goes before the next is built
         gc.collect()

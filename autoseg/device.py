@@ -30,6 +30,7 @@ EXPANDABLE = "expandable_segments:True"
 NO_MEMORY = (
     "out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "unable to find an engine to execute this computation",
@@ -37,7 +38,7 @@ NO_MEMORY = (
 )
 """What CUDA, cuBLAS and cuDNN say in plain RuntimeErrors where a card's memory is at its end:
 their handles and workspaces are allocated beside torch's tensors, and cuDNN's search for an
-algorithm finds none that fits."""
+algorithm finds none that fits. cuDNN's internal error is mostly a handle without room."""
 
 ENOUGH, ENOUGH_FREE = 0.95, 0.85
 """Shares of the memory that a plan was fitted to which a card must have, and have free; the planner

@@ -20,6 +20,13 @@ from autoseg.nets.cost.storages import Storages
 
 T = TypeVar("T")
 AMPERE, TURING = (8, 6), (7, 5)
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+)
+"""What is raised where a real card is full: by torch's allocator, by CUDA and by cuDNN."""
 
 
 class Memory(Storages):

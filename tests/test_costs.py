@@ -16,7 +16,7 @@ from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.presets.table import network_spec
 from autoseg.stages.plan import Request, current_plan, device_for, times_on
 from autoseg.workspace import open_workspace
-from tests.card import TURING, card, simulated
+from tests.card import FULL, TURING, card, simulated
 from tests.rules.made import fingerprint
 
 SMALL = network_spec("plain", 1, 2, (4, 8), ((1, 1), (2, 2)), ((3, 3), (3, 3)))
@@ -52,6 +52,19 @@ def test_a_step_is_timed_on_a_card_or_has_no_room(monkeypatch: pytest.MonkeyPatc
     with simulated(monkeypatch, card(8), limit=2**14) as cards:
         assert timed_step_on_card(SMALL, PATCH, train, "cuda", "float32") == inf
         assert cards.memory is not None and cards.memory.refused == 2
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_card_may_say_in_several_ways_that_a_step_has_no_room(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> float:
+        raise error
+
+    monkeypatch.setattr("autoseg.learn.trial.seconds_per_step", full)
+    train = training_of(SMALL, 2, {}, {})
+    with simulated(monkeypatch, card(8)):
+        assert timed_step_on_card(SMALL, PATCH, train, "cuda", "float32") == inf
 
 
 def test_the_step_that_is_timed_is_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.device import free_card_bytes, is_card
+from autoseg.device import free_card_bytes, is_card, out_of_memory
 from autoseg.image import resample
 from autoseg.image.resample import (
     ANISOTROPY_THRESHOLD,
@@ -96,7 +96,9 @@ class OnDevice:
                         order=order, order_z=order_z, separate_z_above=separate_z_above,
                     )  # fmt: skip
                     out[index] = made[0].cpu().numpy()
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 out[index] = resample.resample_image(
                     channel, shape, spacing_mm=spacing_mm, target_mm=target_mm,
                     order=order, order_z=order_z, separate_z_above=separate_z_above,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.device import release_card_memory
+from autoseg.device import out_of_memory, release_card_memory
 from autoseg.documents.labels import LabelSet
 from autoseg.image.resample import separate_axis
 from autoseg.infer.meaning import EVEN, Slab
@@ -157,7 +157,9 @@ def _made(make: Callable[[], Tensor]) -> Tensor | None:
     """What is made on a card, or None where its memory ends; what was half made is gone by then."""
     try:
         return make()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return None
 
 

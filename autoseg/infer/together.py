@@ -13,7 +13,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from autoseg.device import free_card_bytes, is_card, measured_on_card, release_card_memory
+from autoseg.device import (
+    free_card_bytes,
+    is_card,
+    measured_on_card,
+    out_of_memory,
+    release_card_memory,
+)
 from autoseg.errors import AutosegError
 from autoseg.pool import free_bytes
 
@@ -45,7 +51,9 @@ def explained(device: torch.device) -> Iterator[None]:
     """Raises NoRoom where a card's memory ends in the block, and nothing smaller could be tried."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         free = free_card_bytes(device) / 2**30
         raise NoRoom(f"{device} has no room for this ({free:.2f} GiB of it are free)") from None
 
@@ -89,7 +97,9 @@ class Together:
             if shape in self._sizes:
                 return net(batch)[0].float()
             logits, taken = _measured(self.device, lambda: net(batch)[0].float())
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise NoRoom(
                     f"{self.device} has no room for one patch of {' x '.join(map(str, shape[1:]))} "

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autoseg.device import release_card_memory
+from autoseg.device import out_of_memory, release_card_memory
 from autoseg.documents.plan import Configuration, Prediction
 from autoseg.infer.air import Skipped
 from autoseg.infer.meaning import Slab
@@ -152,8 +152,8 @@ class _Sums:
         """Rows of the mean (..., K, rows, Y, X) without the padding."""
         try:
             return self._mean_there(start, stop)
-        except torch.OutOfMemoryError:
-            if not self.leave_card():
+        except RuntimeError as error:
+            if not out_of_memory(error) or not self.leave_card():
                 raise
         return self._mean_there(start, stop)
 
@@ -290,7 +290,9 @@ def _within_memory(
             found = weighed(some)
         except NoRoom as error:
             reason = error.what
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             reason = "the card has no room for one tile and what is made of it"
         if found is not None:
             yield from found
@@ -377,5 +379,7 @@ def _zeros(shape: Sequence[int], device: torch.device | str) -> tuple[Tensor, bo
     """Sums of zero on the device, or in main memory where it has no room; whether they are there."""
     try:
         return torch.zeros(shape, dtype=torch.float32, device=device), False
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return torch.zeros(shape, dtype=torch.float32), True

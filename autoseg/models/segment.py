@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoseg.data.prepare import Prepared
 from autoseg.data.previous import one_hot, prepare_previous
-from autoseg.device import free_card_bytes
+from autoseg.device import free_card_bytes, out_of_memory
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.model import Member, Precision
 from autoseg.documents.onnx import ENDING
@@ -90,8 +90,9 @@ class Voice:
         """The networks of all folds. Raises NoRoom where the device does not hold them."""
         try:
             return [self._speaker(path) for path in weights]
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
         free = free_card_bytes(self.device) / 2**30
         raise NoRoom(f"{self.device} has no room for {len(weights)} networks ({free:.2f} GiB free)")
 
@@ -332,8 +333,8 @@ class Segmenter:
         if len({x.device for x in logits}) == 1:
             try:
                 return self._mean_there(logits, apart)
-            except torch.OutOfMemoryError:
-                if logits[0].device.type == "cpu":
+            except RuntimeError as error:
+                if logits[0].device.type == "cpu" or not out_of_memory(error):
                     raise
         return self._mean_there([x.cpu() for x in logits], apart)
 

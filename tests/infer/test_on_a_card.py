@@ -19,7 +19,7 @@ from autoseg.infer.rows import Mixing
 from autoseg.infer.together import NoRoom, Together
 from autoseg.infer.volume import logit_slabs
 from autoseg.infer.winners import Winners
-from tests.card import card, simulated
+from tests.card import FULL, card, simulated
 
 PATCH = (8, 16, 16)
 SHAPE = (12, 20, 24)
@@ -85,8 +85,9 @@ def test_a_card_that_holds_no_tile_says_so(
         logits(net, Together("cpu"))
 
 
+@pytest.mark.parametrize("error", FULL, ids=str)
 def test_a_batch_that_does_not_fit_beside_the_sums_is_halved(
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the network but what is stacked before it runs out of memory."""
     real, sizes = torch.stack, []
@@ -94,7 +95,7 @@ def test_a_batch_that_does_not_fit_beside_the_sums_is_halved(
     def stack(tensors: list[Tensor], *rest: int) -> Tensor:
         sizes.append(len(tensors))
         if len(tensors) > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return real(tensors, *rest)
 
     net, prediction = network(), Prediction(tile_batch=8)
@@ -159,15 +160,35 @@ def test_a_second_time_there_is_no_other_place(monkeypatch: pytest.MonkeyPatch) 
         on_grid(PLAIN)
 
 
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_winners_go_on_in_main_memory_however_a_full_card_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = on_grid(PLAIN)
+    run_out(monkeypatch, Winners, "row", 2, error=error)
+    np.testing.assert_array_equal(on_grid(PLAIN), want)
+
+
+def test_another_error_of_a_card_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_out(monkeypatch, Winners, "row", 2, error=RuntimeError("CUDA error: illegal address"))
+    with pytest.raises(RuntimeError, match="illegal address"):
+        on_grid(PLAIN)
+
+
 def run_out(
-    patch: pytest.MonkeyPatch, what: type[Any], name: str, call: int, times: int = 1
+    patch: pytest.MonkeyPatch,
+    what: type[Any],
+    name: str,
+    call: int,
+    times: int = 1,
+    error: Exception = FULL[0],
 ) -> None:
     """The memory of the card ends at a call of a function, so many times."""
     real, calls = getattr(what, name), iter(range(1000))
 
     def limited(self: Any, *given: Any) -> Any:
         if call <= next(calls) < call + times:
-            raise torch.OutOfMemoryError
+            raise error
         return real(self, *given)
 
     patch.setattr(what, name, limited)

@@ -7,8 +7,9 @@ import torch
 from autoseg.documents.plan import Prediction
 from autoseg.errors import AutosegError
 from autoseg.infer import together
-from autoseg.infer.together import Together
+from autoseg.infer.together import NoRoom, Together, explained
 from autoseg.infer.volume import mean_logits, mirrored
+from tests.card import FULL
 from tests.infer.test_volume import Shift
 from tests.infer.whole import predict_logits
 
@@ -18,8 +19,8 @@ SHAPE = (2, 8, 8, 8)
 class Card:
     """A card with room for `room` samples at once, as far as it can be asked without one."""
 
-    def __init__(self, monkeypatch, room, free, taken=1000):
-        self.room, self.calls = room, []
+    def __init__(self, monkeypatch, room, free, taken=1000, error=FULL[0]):
+        self.room, self.calls, self.error = room, [], error
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(together, "_measured", lambda device, compute: (compute(), taken))
         monkeypatch.setattr(together, "free_card_bytes", lambda device: free)
@@ -28,7 +29,7 @@ class Card:
         def said(x):
             self.calls.append(len(x))
             if len(x) > self.room:
-                raise torch.OutOfMemoryError
+                raise self.error
             return net(x)
 
         return said
@@ -62,8 +63,9 @@ def test_large_patches_are_not_stacked_beyond_what_keeps_a_card_busy(monkeypatch
         assert pace.size(shape) == most
 
 
-def test_after_an_error_of_memory_half_as_many(monkeypatch):
-    card, pace = Card(monkeypatch, 3, 10**12), Together("cuda")
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_after_an_error_of_memory_half_as_many(error, monkeypatch):
+    card, pace = Card(monkeypatch, 3, 10**12, error=error), Together("cuda")
     net = card.speaker(lambda x: [x[:, :1]])
     tiles = torch.randn(1, *SHAPE)
     flips = mirrored((0, 1, 2))
@@ -81,6 +83,25 @@ def test_a_plan_that_asks_for_more_than_fits(monkeypatch):
     found = mean_logits([card.speaker(lambda x: [x])], tiles, [()], pace, at_least=8)
     assert card.calls == [8, 4, 2, 2, 2, 2]
     torch.testing.assert_close(found, tiles)
+
+
+def test_another_error_of_a_card_is_told_as_it_is(monkeypatch):
+    card, pace = (
+        Card(monkeypatch, 0, 10**12, error=RuntimeError("illegal address")),
+        Together("cuda"),
+    )
+    with pytest.raises(RuntimeError, match="illegal address"):
+        pace.said(card.speaker(lambda x: [x]), torch.ones(2, *SHAPE))
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_the_block_of_a_reader_is_explained(error, monkeypatch):
+    monkeypatch.setattr(together, "free_card_bytes", lambda device: 2**30)
+    there = pytest.raises(NoRoom, match=r"cuda has no room for this \(1.00 GiB")
+    with there, explained(torch.device("cuda")):
+        raise error
+    with pytest.raises(RuntimeError, match="illegal"), explained(torch.device("cuda")):
+        raise RuntimeError("illegal address")
 
 
 def test_no_room_for_one_is_told(monkeypatch):

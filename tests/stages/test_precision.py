@@ -16,6 +16,7 @@ from autoseg.documents.plan import Configuration
 from autoseg.documents.run import append_line
 from autoseg.errors import AutosegError
 from autoseg.files import sha256_file
+from autoseg.infer.together import NoRoom
 from autoseg.learn.weights import save_weights
 from autoseg.models import precision as module
 from autoseg.models.members import Model, _precision, narrowed
@@ -23,7 +24,7 @@ from autoseg.models.precision import precision_on
 from autoseg.models.segment import Shown, Voice
 from autoseg.nets.build import build
 from autoseg.workspace import Fold
-from tests.card import AMPERE, TURING, card, simulated
+from tests.card import AMPERE, FULL, TURING, card, simulated
 from tests.stages.tiny_model import configuration, one_network
 
 CPU = torch.device("cpu")
@@ -185,3 +186,16 @@ def test_sixteen_bits_find_what_float32_finds(
     for label in (1, 2):
         assert dice(found, wanted, label) > 0.99
         assert dice(wanted, truth, label) > 0.6  # of a network that knows what it is about
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_card_without_room_for_the_networks_is_explained(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Voice, "_speaker", full)
+    member = trained_in("float32", tmp_path)
+    with simulated(monkeypatch, card(8)), pytest.raises(NoRoom, match="no room for 2 networks"):
+        Voice(member, [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], CPU)
