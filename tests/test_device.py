@@ -19,6 +19,7 @@ from autoseg.device import (
     synchronise,
 )
 from autoseg.errors import AutosegError
+from autoseg.flow.use import _part
 from tests.card import AMPERE, TURING, Memory, card, settings_kept, simulated
 
 
@@ -171,3 +172,17 @@ def test_what_a_card_lacks_of_its_plan_is_told_with_numbers(
         found = short_of_plan(planned_gb, pick_device(None))
     assert told in found and bool(found) == bool(told)
     assert "\n" not in found
+
+
+def test_a_process_that_predicts_sets_its_card_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def share(*, device: torch.device) -> None:
+        found.append((device, torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()))
+
+    threads = torch.get_num_threads()
+    with simulated(monkeypatch, card(8), card(8)) as cards:
+        torch.backends.cudnn.benchmark = False
+        _part(share, torch.device("cuda:1"), threads, None)  # type: ignore[arg-type]
+    assert found == [(torch.device("cpu"), True, "high")]
+    assert (cards.chosen, cards.prepared) == (1, 1)

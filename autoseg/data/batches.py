@@ -121,6 +121,18 @@ def packed_step(cases: Cases, spec: BatchSpec, step: int, *, lent: bool = False)
     return _with_images(samples, torch.from_numpy(row))
 
 
+def item_bytes(spec: BatchSpec, channels: int, drawn: int = 64) -> int:
+    """About how many bytes are read for a step: half floats and small labels, in the mean of boxes
+    that are larger than the patch by its rotation and scaling."""
+    boxes = (
+        needed_box(
+            draw(spec.augmentation, spec.patch_vox, channels, spec.seed, 0, j), spec.patch_vox
+        )
+        for j in range(drawn)
+    )
+    return spec.batch_size * sum(prod(size) for _, size in boxes) // drawn * (2 * channels + 1)
+
+
 @dataclass(frozen=True, eq=False)
 class _Box:
     """What is to be read of a case for one sample: three axes, also for a 2D patch."""

@@ -164,9 +164,12 @@ def _part(
     """One process' share of a prediction."""
     import torch
 
+    from autoseg.device import pick_device
+
     # on cards too: scans are prepared, cleaned and at times restored on the processor
     torch.set_num_threads(threads)
-    return _recorded(share, device, profile)
+    # the settings of a card are a process' own
+    return _recorded(share, pick_device(str(device)), profile)
 
 
 def _recorded(share: "Share", device: "torch.device", profile: Path | None) -> "Predicted":

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from autoseg.data.batches import Batches, BatchSpec
+from autoseg.data.batches import Batches, BatchSpec, item_bytes
 from autoseg.data.held_out import HeldOut, amount
+from autoseg.data.ring import SLOTS
 from autoseg.data.store import StoredCases
 from autoseg.device import is_card, out_of_memory, pick_device
 from autoseg.documents.plan import Training
@@ -60,6 +61,7 @@ NO_CODE = "could not create a primitive"
 """What oneDNN says when it finds no room for code; it then refuses in that thread for ever."""
 NO_RAM = ("DefaultCPUAllocator", "could not create a memory", NO_CODE)
 """What torch's and oneDNN's messages say when the machine's own memory is at its end."""
+MOST_WORKERS = 8
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
 
@@ -210,7 +212,7 @@ def _train(
 ) -> None:
     configuration = spec.configuration
     recipe, labels = configuration.train, configuration.preparation.labels
-    readers = _workers(workers, device)
+    readers = _workers(workers, device, spec)
     seen, held_out = _cases(places, spec, readers)
     kind = kind_of_step(configuration, device, explicit=_explicit(spec))
     memory = Memory(memory_folder(places.results.parent), kind)
@@ -372,11 +374,19 @@ def _seconds(spec: RunSpec, device: torch.device, variant: Variant, memory: Memo
     return LOADING * (known or seconds_per_step(_trial(spec, device, variant), variant, device))
 
 
-def _workers(wanted: int | None, device: torch.device) -> int:
-    """On a card, processes that prepare the batches; on the CPU none, the cores are busy training."""
+def _workers(wanted: int | None, device: torch.device, spec: RunSpec) -> int:
+    """On a card, processes that read, as many as half of the free memory holds with their items.
+
+    On the CPU none, the cores are busy training.
+    """
     if wanted is not None:
         return wanted
-    return min(8, max(1, cores() - 1)) if device.type == "cuda" else 0
+    if not is_card(device):
+        return 0
+    item = item_bytes(BatchSpec.of(spec.configuration), spec.configuration.network.in_channels)
+    # those in shared memory, and the one that is being read
+    room = free_bytes() // 2 // max(1, (SLOTS + 1) * item)
+    return max(1, min(MOST_WORKERS, cores() - 1, room))
 
 
 def _set_deadline(fold: Fold, run: Run, clock: Clock, patches: PatchSchedule) -> None:
