@@ -18,7 +18,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from autoseg.documents.plan import Configuration, PatchStage, read_plan
+from autoseg.documents.patch_stages import PatchStage
+from autoseg.documents.plan import Configuration, Training, read_plan
 from autoseg.documents.run import append_line, lines
 from autoseg.rules.growing import EFFICIENCY, growing_patches
 from bench.budgets import scored
@@ -128,8 +129,9 @@ def step_costs(configuration: Configuration, cases: Path) -> dict[str, float]:
     for _, patch, batch in stages(configuration, arms(configuration)["growing"]):
         spec = replace(BatchSpec.of(configuration), patch_vox=patch, batch_size=batch)
         shape = (configuration.network.in_channels, *patch)
-        step = trial_step(build(configuration.network), train, shape, labels.count, variant,
-                          loss_of(train, labels), batch)  # fmt: skip
+        recipe = Training.parse(train.dump() | {"batch_size": batch}, "the recipe")
+        step = trial_step(build(configuration.network), recipe, shape, labels.count, variant,
+                          loss_of(recipe, labels))  # fmt: skip
         works[key(patch, batch)] = (step, iter(Batches(store, spec, 0, 10**6)))
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(ROUNDS):
@@ -160,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         cells = [" ".join(f"{dice[arm, s]:.4f}" for s in both) for arm in ARMS]
         spread = f" ± {statistics.stdev(gains):.4f}" if len(gains) > 1 else ""
         yield (
-            f"| {name[10:]} | {steps['plain']}, {steps['growing']} | {' | '.join(cells)} | "
+            f"| {name[11:]} | {steps['plain']}, {steps['growing']} | {' | '.join(cells)} | "
             f"{' '.join(f'{g:+.4f}' for g in gains)} | {statistics.mean(gains):+.4f}{spread} |"
         )
 

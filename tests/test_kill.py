@@ -266,10 +266,10 @@ def test_a_growing_patch_killed_and_continued_ends_in_the_same_weights(
     shutil.copytree(tiny, other)
     unbroken = start(f"{line} --workers 0 --root {other}")
     assert unbroken.wait() == 0, unbroken.said
-    command = start(f"{line} --workers 2")
+    command = start(f"{line} --workers 1")
     until(lambda: len(entries(fold / "history.jsonl")) >= 5 or command.poll() is not None, "step 5")
     assert command.kill() == -signal.SIGKILL
-    last = start(f"{line} --workers 2")
+    last = start(f"{line} --workers 1")
     assert last.wait() == 0, last.said
     whole = other / FOLD.format(run="g")
     weights = [f / "weights.safetensors" for f in (fold, whole)]
