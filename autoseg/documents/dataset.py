@@ -6,14 +6,15 @@ names comes back as a list of Problems.
 
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoseg.documents.labels import LabelSet, parse_labels
-from autoseg.errors import AutosegError, Problem
+from autoseg.errors import AutosegError, Problem, raise_fatal
 from autoseg.files import explaining, named, printable, read_json
 
 SUFFIXES = (
@@ -23,7 +24,11 @@ SUFFIXES = (
 COMPANIONS = (".raw", ".zraw", ".json", ".txt", ".md")
 """Files that lie beside images without being one: detached data, notes."""
 
-CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+STRANGERS = ("csv", "db", "doc", "docx", "htm", "html", "ini", "lnk", "log", "pdf", "tsv", "url",
+             "xls", "xlsx", "xml")  # fmt: skip
+"""Endings of files that lie beside scans and are never one, whatever else their name says."""
+
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def read_dataset(folder: Path) -> tuple[Dataset, list[Problem]]:
     ending = str(document.get("file_ending", ".nii.gz"))
     problems: list[Problem] = []
     if "dataset" in document:
-        cases = tuple(_mapped(document["dataset"], folder))
+        cases = tuple(_mapped(document["dataset"], folder, problems))
     else:
         images, found = find_images(folder / "imagesTr")
         problems += found
@@ -102,14 +107,17 @@ def read_dataset(folder: Path) -> tuple[Dataset, list[Problem]]:
         test = tuple(
             Case(case, files, label)
             for case, files, label in _with_labels(
-                images, folder / "labelsTs", ending, [] if not has_labels else problems
+                images, folder / "labelsTs", ending, problems if has_labels else [], needed=False
             )
         )
     if not cases:
+        raise_fatal(problems)
         raise AutosegError(
             f"{folder / 'imagesTr'} holds no image; expected files such as CASE_0000{ending}"
         )
     problems += _missing_channels(cases + test, len(channels))
+    problems += _counted_otherwise(document, folder, len(cases))
+    problems += _in_both(cases, test)
     dataset = Dataset(
         folder=folder,
         channels=channels,
@@ -146,7 +154,7 @@ def find_images(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[Problem
     Raises AutosegError if the folder is missing or unreadable.
     """
     with explaining(folder, "list"):
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+        names = sorted(os.listdir(folder))
     found: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
     problems = []
     for name in names:
@@ -154,22 +162,20 @@ def find_images(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[Problem
             continue
         suffix = suffix_of(name)
         if not suffix:
-            problems.append(
-                Problem(
-                    name,
-                    "a file has an unknown extension",
-                    f"{folder / name}",
-                    f"convert it to one of {' '.join(SUFFIXES)}, or move it out of the folder",
-                )
-            )
+            if (folder / name).is_file():
+                problems.append(_unknown(folder, name))
+            continue
+        fault = not_a_file(folder / name)
+        if fault is not None:
+            problems.append(fault)
             continue
         match = CHANNEL.match(name[: -len(suffix)])
         if match is None:
             problems.append(
                 Problem(
-                    name,
+                    shown(name),
                     "an image's name has no channel number",
-                    f"{folder / name}",
+                    str(folder / shown(name)),
                     f"rename it to CASE_0000{suffix} (0000 is the first channel)",
                 )
             )
@@ -208,15 +214,74 @@ def find_images(folder: Path) -> tuple[dict[str, tuple[Path, ...]], list[Problem
     return images, problems
 
 
-def _with_labels(
-    images: Mapping[str, tuple[Path, ...]], folder: Path, ending: str, problems: list[Problem]
-) -> Iterator[tuple[str, tuple[Path, ...], Path | None]]:
+def shown(name: str) -> str:
+    """A file's name as it is, or on one line and in quotes where it could write over a terminal."""
+    return name if name.isprintable() else printable(name)
+
+
+def not_a_file(path: Path) -> Problem | None:
+    """What is wrong with a path that is named as an image and is no regular file; it is not opened."""
+    what = "a file that is named as an image is none"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        found = "leads to a file that is not there" if path.is_symlink() else "does not exist"
+        what, fix = "a file is missing", "restore the file or the share that held it"
+    except OSError as error:
+        found = f"cannot be opened: {error.strerror or error}"
+        fix = "restore the file, or its rights"
+    else:
+        if stat.S_ISREG(mode):
+            return None
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+        found, fix = f"is a {kinds.get(stat.S_IFMT(mode), 'device')}", "move it out of the folder"
+    return Problem(shown(path.name), what, f"{path.parent / shown(path.name)} {found}", fix)
+
+
+def _unknown(folder: Path, name: str) -> Problem:
+    """What is said of a file of unknown kind; it stops nothing unless it is named as a scan is."""
+    plain, _, ending = name.rpartition(".")
+    scan = bool(CHANNEL.match(plain)) and ending.lower() not in STRANGERS
+    return Problem(
+        shown(name),
+        "a file has an unknown extension",
+        str(folder / shown(name)),
+        f"convert it to one of {' '.join(SUFFIXES)}, or move it out of the folder",
+        fatal=scan,
+    )
+
+
+def _label_files(folder: Path, problems: list[Problem]) -> dict[str, list[Path]]:
+    """Case id -> the files named as its label map; what is none of these is told."""
     found: dict[str, list[Path]] = defaultdict(list)
-    if folder.is_dir():
-        for entry in sorted(folder.iterdir()):
-            suffix = suffix_of(entry.name)
-            if suffix and not entry.name.startswith("."):
-                found[entry.name[: -len(suffix)]].append(entry)
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    for name in names:
+        suffix = suffix_of(name)
+        if not suffix or name.startswith("."):
+            continue
+        fault = not_a_file(folder / name)
+        if fault is None:
+            found[name[: -len(suffix)]].append(folder / name)
+        else:
+            problems.append(fault)
+    return found
+
+
+def _with_labels(
+    images: Mapping[str, tuple[Path, ...]],
+    folder: Path,
+    ending: str,
+    problems: list[Problem],
+    *,
+    needed: bool = True,
+) -> Iterator[tuple[str, tuple[Path, ...], Path | None]]:
+    """Each case with its label map; `needed` says whether one without is at fault or only told."""
+    spoilt = {problem.case for problem in problems}
+    found = _label_files(folder, problems)
+    # the near names of labels, in which another program has put something behind the id
+    near = {case: [f for name in (case, f"{case}_0000", f"{case}.seg", f"{case}_seg",
+                                  f"{case}-label") for f in found.get(name, [])]
+            for case in images}  # fmt: skip
     for case, files in images.items():
         labels = found.pop(case, [])
         preferred = [path for path in labels if path.name.endswith(ending)] or labels
@@ -230,29 +295,73 @@ def _with_labels(
                 )
             )
         if not preferred:
-            problems.append(
-                Problem(
-                    case,
-                    "an image has no label",
-                    f"{folder / (case + ending)} does not exist",
-                    "add the label file, or move the image to imagesTs",
-                )
-            )
+            problems.append(_no_label(case, folder, ending, near[case], needed=needed))
+            for path in near[case]:
+                found.pop(path.name[: -len(suffix_of(path.name))], None)
         yield case, files, preferred[0] if preferred else None
     for case, extra in found.items():
+        if any(name.startswith(f"{case}_") for name in spoilt):
+            continue  # of its image something was said already
         problems.append(
             Problem(
-                case,
+                shown(case),
                 "a label has no image",
-                f"{extra[0]}",
+                str(folder / shown(extra[0].name)),
                 "add the image, or remove the label",
                 fatal=False,
             )
         )
 
 
-def _mapped(mapping: Any, folder: Path) -> Iterator[Case]:
-    """Cases of dataset.json's optional `dataset` entry: id -> {images: […], label: …}."""
+def _no_label(case: str, folder: Path, ending: str, near: list[Path], *, needed: bool) -> Problem:
+    wanted = f"{case}{ending}"
+    if near:
+        found = f"{folder} holds {near[0].name}, not {wanted}"
+        same = near[0].name.lower().endswith(ending) and ".seg." not in near[0].name
+        fix = (
+            "rename the label files to the case id alone"
+            if same
+            else (f"save the label maps as CASE{ending}, one number a voxel and without layers")
+        )
+        return Problem(case, "a label is named otherwise", found, fix, fatal=needed)
+    found = f"{folder / wanted} does not exist"
+    if needed:
+        fix = "add the label file, or move the image to imagesTs"
+        return Problem(case, "an image has no label", found, fix)
+    fix = "nothing, or add the label: without it this scan is not scored"
+    return Problem(case, "a test scan has no label", found, fix, fatal=False)
+
+
+def _counted_otherwise(document: Mapping[str, Any], folder: Path, cases: int) -> Iterator[Problem]:
+    """A warning where dataset.json counts other cases than there are: a copy may be incomplete."""
+    counted = document.get("numTraining")
+    if isinstance(counted, int) and not isinstance(counted, bool) and counted != cases:
+        yield Problem(
+            folder.name,
+            "dataset.json counts other cases than there are",
+            f'"numTraining" is {counted}, {cases} training cases are there',
+            "copy the missing cases, or correct the number",
+            fatal=False,
+        )
+
+
+def _in_both(cases: tuple[Case, ...], test: tuple[Case, ...]) -> Iterator[Problem]:
+    """A warning for an id of a training and a test case: results of one would be taken for the other's."""
+    for case in sorted({c.id for c in cases} & {c.id for c in test}):
+        yield Problem(
+            case,
+            "a training and a test case have one id",
+            "it is in imagesTr and in imagesTs",
+            "give one of them another id, or remove the copy",
+            fatal=False,
+        )
+
+
+def _mapped(mapping: Any, folder: Path, problems: list[Problem]) -> Iterator[Case]:
+    """Cases of dataset.json's optional `dataset` entry: id -> {images: […], label: …}.
+
+    Files that cannot be used, and cases without a label, are told.
+    """
     if not isinstance(mapping, Mapping):
         raise AutosegError(f'{folder / "dataset.json"}: "dataset" must map ids to files')
 
@@ -265,14 +374,23 @@ def _mapped(mapping: Any, folder: Path) -> Iterator[Case]:
             raise AutosegError(
                 f'{folder / "dataset.json"}: "dataset" entry {case!r} needs "images" and "label"'
             )
-        images = tuple(place(str(p)) for p in entry["images"])
+        given = entry["images"]
+        images = tuple(place(str(p)) for p in ([given] if isinstance(given, str) else given))
         label = place(str(entry["label"])) if entry.get("label") else None
-        for path in (*images, *((label,) if label else ())):
-            if not path.is_file():
-                raise AutosegError(
-                    f"{folder / 'dataset.json'}: case {case!r} names {path}, which does not exist"
+        found = Case(str(case), images, label)
+        faults = [f for path in (*images, *([label] if label else [])) if (f := not_a_file(path))]
+        problems += [replace(fault, case=found.id) for fault in faults]
+        if label is None:
+            problems.append(
+                Problem(
+                    found.id,
+                    "an image has no label",
+                    f'its entry under "dataset" in {folder / "dataset.json"} names none',
+                    'name its "label", or take the entry out',
                 )
-        yield Case(str(case), images, label)
+            )
+        if not faults:
+            yield found
 
 
 def _missing_channels(cases: tuple[Case, ...], channels: int) -> Iterator[Problem]:

@@ -118,7 +118,10 @@ def predictions(
     from autoseg.models.scans import check_inputs
     from autoseg.stages.predict import merged, predict
 
-    raise_fatal(check_inputs(cases, model.spec))
+    unfit = check_inputs(cases, model.spec)
+    cases = [case for case in cases if case.id not in {problem.case for problem in unfit}]
+    if not cases:
+        raise_fatal(unfit)
     devices = _devices(device or ("cpu" if is_onnx(model.spec) else None), workers)
     share = functools.partial(
         predict, model, cases, output, keep=keep, strict=strict, skip_air=skip_air,
@@ -140,6 +143,7 @@ def predictions(
             found = merged([part.result() for part in parts], cases)
     for problem in found.warnings:
         log.warning("%s: %s (%s)", problem.case, problem.what, problem.found)
+    found.failed[:0] = unfit
     if found.failed:
         for line in found.lines():
             log.info(line)
