@@ -127,6 +127,9 @@ def _outcome(work: Callable[[U], R], unit: U) -> R | AutosegError:
         return work(unit)
     except AutosegError as error:
         return error
+    except MemoryError:
+        name = getattr(unit, "id", unit)
+        return AutosegError(f"{name}: the memory of this machine does not suffice for it")
 
 
 def _spread(

@@ -15,6 +15,7 @@ from autoseg.documents.dataset import Case
 from autoseg.documents.labels import IGNORE, OUTSIDE
 from autoseg.documents.plan import Preparation
 from autoseg.errors import AutosegError, BadData, Problem, raise_fatal
+from autoseg.image.declared import machine_bytes
 from autoseg.image.geometry import Box, nonzero_box, nonzero_limits
 from autoseg.image.intensity import normalise
 from autoseg.image.reading import read_header, read_image, read_labels
@@ -97,6 +98,7 @@ def prepare_volume(
         "target_mm": target_mm,
         "separate_z_above": preparation.separate_z_above,
     }
+    _check_size(name, shape, len(image), volume.spacing_mm, target_mm)
     order, order_z = preparation.image_order, preparation.image_order_z
     image = resample(image, shape, order=order, order_z=order_z, **spacings)
     if classes is not None:
@@ -118,6 +120,26 @@ def prepare_volume(
         "intensity_ranges": ranges,
     }
     return Prepared(image, classes, info)
+
+
+def _check_size(
+    name: str,
+    shape: Sequence[int],
+    channels: int,
+    own_mm: Sequence[float],
+    target_mm: Sequence[float],
+) -> None:
+    """Raises BadData for a scan that this machine cannot hold on the network's grid."""
+    needed, memory = BYTES_PER_VOXEL * (channels + 1) * prod(shape), machine_bytes()
+    if needed <= memory:
+        return
+    size, own, wanted = (" x ".join(f"{n:.4g}" for n in of) for of in (shape, own_mm, target_mm))
+    found = (
+        f"its voxels are {own} mm in the header; at the network's {wanted} mm it is {size} voxels, "
+        f"{needed / 2**30:.0f} GiB of {memory / 2**30:.0f}"
+    )
+    fix = "check the spacing in its header (micrometres taken for mm?), or crop it"
+    raise BadData([Problem(name, "the scan is too large on the network's grid", found, fix)])
 
 
 def _cropped(

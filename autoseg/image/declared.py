@@ -75,11 +75,15 @@ def check_declared(
 
 
 def machine_bytes() -> int:
-    """The memory of this machine, used or not, in bytes; very large where it does not tell."""
+    """The memory of this machine that a process may use at all, in bytes; large where nothing tells."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ImportError, OSError, ValueError):
         return 1 << 50
+    return whole if allowed == resource.RLIM_INFINITY else min(whole, allowed)
 
 
 def check_png_chunks(path: Path, case: str) -> None:

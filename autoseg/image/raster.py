@@ -1,6 +1,7 @@
 """Pictures: png, jpg, bmp and tif, which hold pixels but no place and no spacing.
 
-A picture of W x H pixels is the grid (W, H, 1) with spacing 1 and the identity affine. Grey
+A photograph is turned as its EXIF orientation says, as viewers and labelling tools show it. A
+picture of W x H pixels is the grid (W, H, 1) with spacing 1 and the identity affine. Grey
 pictures give one channel, coloured ones three; a palette is looked up for an image and left alone
 for a label map, where its numbers are the labels. Transparency is dropped, with a warning where it
 hid something. A tif of several equal pages is a volume. A file that cannot be used raises BadData.
@@ -42,6 +43,7 @@ MODES = {
     "F": (1, "float32"),
 }
 COLOUR = (3, "uint8")
+ORIENTATION = 274
 ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB", "La": "L", "RGBa": "RGB"}
 
 
@@ -53,11 +55,15 @@ def read_raster_header(path: Path, case: str, kind: str) -> Header:
     if _is_deep_colour(path, case, kind):
         deep = read_itk_header(path, case, "png")
         channels = deep.channels - _has_alpha("S", deep.channels)
-        return Header(_grid(deep.grid.shape), channels, deep.dtype)
+        width, height, _ = deep.grid.shape
+        with Image.open(path) as picture:
+            size = _shown_size((width, height), _orientation(picture))
+        return Header(_grid((*size, 1)), channels, deep.dtype)
     with _explained(path, case), Image.open(path) as picture:
         _judge_picture(picture, path, case, kind)
         channels, dtype = MODES.get(picture.mode, COLOUR)
-        return Header(_grid((*picture.size, 1)), channels, dtype)
+        size = _shown_size(picture.size, _orientation(picture))
+        return Header(_grid((*size, 1)), channels, dtype)
 
 
 def read_raster(
@@ -69,11 +75,14 @@ def read_raster(
         return _read_tiff(path, case, labels)
     if _is_deep_colour(path, case, kind):
         deep = read_itk(path, case, "png")[0].transpose(3, 2, 1, 0)
+        with Image.open(path) as picture:
+            deep = turned(deep, _orientation(picture))
         return _with_header(*_opaque(deep, "S", path, case))
     with _explained(path, case), Image.open(path) as picture:
         _judge_picture(picture, path, case, kind)
+        orientation = _orientation(picture)
         pixels, problems = _pixels(picture, path, case, labels)
-    return _with_header(pixels[None], problems)
+    return _with_header(turned(pixels[None], orientation), problems)
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
@@ -91,6 +100,27 @@ def write_raster(path: Path, array: NDArray[Any]) -> None:
         return
     page = stored[0] if stored.shape[-1] == 3 else stored[0, ..., 0]
     Image.fromarray(np.ascontiguousarray(page)).save(path)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """How a picture is to be shown, as its EXIF says: 1 (as stored) to 8; 1 where that is damaged."""
+    try:
+        return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # a camera's notes, whose damage harms no pixel
+        return 1
+
+
+def turned(pages: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pages (k, H, W, C) as viewers show them, by the EXIF orientation (CIPA DC-008, tag 274)."""
+    if orientation >= 5:
+        pages = pages.transpose(0, 2, 1, 3)
+    if orientation in (3, 4, 7, 8):
+        pages = pages[:, ::-1]
+    return pages[:, :, ::-1] if orientation in (2, 3, 6, 7) else pages
+
+
+def _shown_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if 5 <= orientation <= 8 else size
 
 
 def _pixels(
@@ -170,7 +200,13 @@ def _tiff_header(path: Path, case: str) -> Header:
         indexed = series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE
         channels = 3 if indexed else shape[3] - _has_alpha(series.axes, shape[3])
         dtype = "uint8" if indexed or series.dtype == bool else series.dtype.name
-        return Header(_grid((shape[2], shape[1], shape[0])), channels, dtype)
+        size = _shown_size((shape[2], shape[1]), _tiff_orientation(series))
+        return Header(_grid((*size, shape[0])), channels, dtype)
+
+
+def _tiff_orientation(series: Any) -> int:
+    tag = series.keyframe.tags.get(ORIENTATION)
+    return int(tag.value) if tag is not None and isinstance(tag.value, int) else 1
 
 
 def _read_tiff(path: Path, case: str, labels: bool) -> tuple[NDArray[Any], Header]:
@@ -182,7 +218,8 @@ def _read_tiff(path: Path, case: str, labels: bool) -> tuple[NDArray[Any], Heade
         # Packing that tifffile cannot undo alone (LZW, JPEG), and palettes, are Pillow's.
         alone = series.keyframe.compression in (1, 8, 32946) and not (indexed and not labels)
         if alone:
-            return _with_header(*_opaque(_tiff_pages(series, shape), series.axes, path, case))
+            pages = turned(_tiff_pages(series, shape), _tiff_orientation(series))
+            return _with_header(*_opaque(pages, series.axes, path, case))
     with _explained(path, case), Image.open(path) as picture:
         read = [_pixels(page, path, case, labels) for page in ImageSequence.Iterator(picture)]
     return _with_header(np.stack([pixels for pixels, _ in read]), read[0][1])

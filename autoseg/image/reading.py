@@ -94,7 +94,7 @@ def read_header(path: Path) -> Header:
             header = read_raster_header(path, case, kind)
     if kind == "tiff":
         header = with_spacing(header, path, case, labels=False)
-    return replace(header, problems=(*problems, *header.problems))
+    return _as_picture(header, problems)
 
 
 def read_image(paths: Sequence[Path], axes: str) -> tuple[Volume, list[Problem]]:
@@ -221,6 +221,8 @@ def _write(
     if stored.shape[1:] != grid.shape:
         raise ValueError(f"an array of {stored.shape[1:]} voxels for a grid of {grid.shape}")
     kind = KIND_OF_SUFFIX[suffix]
+    if kind == "nifti" or kind in ITK_KINDS:
+        stored, grid = np.moveaxis(stored, 3, 1 + grid.slice_axis), grid.as_in_file()
     if kind == "nifti" and len(stored) > 1:
         raise AutosegError(f"{path}: a NIfTI file holds one channel, not {len(stored)}")
     if kind == "tiff" and len(stored) not in (1, 3):
@@ -261,7 +263,14 @@ def _load(path: Path, *, labels: bool) -> tuple[NDArray[Any], Header]:
             array, header = read_raster(path, case, kind, labels=labels)
     if kind == "tiff":
         header = with_spacing(header, path, case, labels=labels)
-    return array, replace(header, problems=(*problems, *header.problems))
+    header = _as_picture(header, problems)
+    return np.moveaxis(array, 1 + header.grid.slice_axis, 3), header
+
+
+def _as_picture(header: Header, problems: tuple[Problem, ...]) -> Header:
+    """The header with the axis of a single slice last, and with what else was noticed."""
+    grid = header.grid.slice_last()
+    return replace(header, grid=grid, problems=(*problems, *header.problems))
 
 
 def _kind_of(path: Path, case: str) -> tuple[str, tuple[Problem, ...]]:

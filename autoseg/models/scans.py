@@ -13,7 +13,7 @@ from autoseg.data.prepare import Prepared, prepare_volume
 from autoseg.documents.dataset import Case
 from autoseg.documents.model import Member, ModelSpec
 from autoseg.errors import AutosegError, Problem, counted, raise_fatal
-from autoseg.image.checks import placing
+from autoseg.image.checks import check_constant, placing
 from autoseg.image.geometry import arrange
 from autoseg.image.reading import read_header, read_image
 from autoseg.image.resample import Resampling, resample_image
@@ -23,6 +23,7 @@ from autoseg.timing import part
 
 SPACING_FACTOR = 1.5
 """A spacing further than this factor outside the training range is told."""
+BLANK = "do not use the result: nothing can be seen in this channel; export the scan again"
 RANGE_SHARE = 0.5
 """So is an intensity range that lies outside the training range by more than half its width."""
 
@@ -91,7 +92,9 @@ def scan_of_case(case: Case) -> Scan:
 
     def read(axes: str) -> tuple[Volume, list[Problem]]:
         volume, problems = read_image(case.images, axes)
-        problems = [replace(problem, case=case.id) for problem in problems]
+        # what is refused in training is told here: somebody waits for a result
+        blank = [replace(p, fatal=False, fix=BLANK) for p in check_constant(case.id, volume.array)]
+        problems = [replace(problem, case=case.id) for problem in [*problems, *blank]]
         raise_fatal(problems)
         return volume, problems
 

@@ -440,9 +440,11 @@ def _outliers(measures: list[CaseMeasure], dataset: Dataset) -> Iterator[NamedPr
         if known.size < 8:
             continue
         middle = float(np.median(known))
-        spread = 1.4826 * float(np.median(np.abs(known - middle)))
+        limit = ROBUST_LIMIT * 1.4826 * float(np.median(np.abs(known - middle)))
+        if limit <= 0:  # most are the same: then a factor of two, or half as bright
+            limit = float(np.log(2)) if unit else abs(middle) / 2
         for measure, value in zip(measures, values, strict=True):
-            if value is None or spread <= 0 or abs(value - middle) <= ROBUST_LIMIT * spread:
+            if value is None or limit <= 0 or abs(value - middle) <= limit:
                 continue
             shown = (np.exp(value), np.exp(middle)) if unit else (value, middle)
             found = f"{shown[0]:.4g} {unit}, the median is {shown[1]:.4g} {unit}".strip()

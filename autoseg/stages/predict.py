@@ -279,6 +279,10 @@ class _Job:
         except NoRoom as error:
             self.state = "failed"
             self.failed.append(Problem(self.case.id, "too little memory", error.what, FREE_IT))
+        except MemoryError:
+            self.state = "failed"
+            found = "the memory of this machine does not suffice for it"
+            self.failed.append(Problem(self.case.id, "too little memory", found, FREE_IT))
         except AutosegError as error:
             self.state = "failed"
             fault, fix = "a case could not be segmented", "mend or remove it"
