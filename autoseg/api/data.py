@@ -32,8 +32,9 @@ def check(
     from autoseg.flow import make
 
     job = job_of(dataset, root, workers=workers)
-    make.fingerprint(job)
-    return [Problem(**entry) for entry in read_json(job.places.checks)["problems"]]
+    measured = make.fingerprint(job)[1]
+    found = [Problem(**entry) for entry in read_json(job.places.checks)["problems"]]
+    return [*found, *measured.remarks()]
 
 
 def fingerprint(

@@ -18,6 +18,7 @@ from pydantic import (
 
 from autoseg.documents.document import Document, Frozen
 from autoseg.documents.labels import LabelSet, Region, without_empty
+from autoseg.errors import Problem
 
 QUANTILES = 1001
 """Evenly spaced quantiles kept of each channel, so that pooled percentiles need no second read."""
@@ -183,6 +184,21 @@ class Fingerprint(Document):
             regions=self.regions,
             ignore=self.ignore,
         )
+
+    def remarks(self) -> list[Problem]:
+        """What a person should look at: unlike cases, and structures that no case holds; warnings."""
+        absent = [
+            Problem(
+                self.dataset,
+                "a structure is in no case",
+                f"{label.name} (value {label.value}) has no voxel in {len(self.cases)} label maps",
+                "correct its value in dataset.json, or take it out: nothing can learn it",
+                fatal=False,
+            )
+            for label in self.labels
+            if label.cases == 0
+        ]
+        return [*(Problem(**outlier.dump()) for outlier in self.outliers), *absent]
 
     @property
     def orientation_counts(self) -> dict[str, int]:

@@ -16,6 +16,8 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from autoseg.documents.document import Document
 from autoseg.errors import AutosegError
 
+LARGEST_VALUE = 2**31 - 1
+"""Label maps are read and written in 32 bits at most."""
 OUTSIDE = -1
 """The class index of voxels outside the nonzero region that a scan was cropped to."""
 
@@ -168,6 +170,8 @@ def parse_labels(declared: Mapping[str, Any], order: Sequence[int] | None = None
         # nnU-Net's first version spelled it the other way round: {"0": "background"}
         if isinstance(value, str) and name.lstrip("-").isdecimal():
             name, value = value, int(name)
+        # nnU-Net knows it in small letters alone; in others it would silently be a structure
+        name = IGNORED if name.lower() == IGNORED else name
         if name in found:
             raise AutosegError(f'dataset.json: two labels are called "{name}"; rename one of them')
         found[name] = _whole_numbers(name, value)
@@ -202,6 +206,12 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
         raise AutosegError(
             f'dataset.json: label "{name}" has the value {value!r}; it must be an integer, or a list '
             "of integers for a region"
+        )
+    strange = next((v for v in several if abs(v) > LARGEST_VALUE), None)
+    if strange is not None:
+        raise AutosegError(
+            f'dataset.json: label "{name}" has the value {strange}, which no label map can hold; number '
+            "the labels 0, 1, 2, …"
         )
     return tuple(sorted(set(several)))
 

@@ -4,6 +4,9 @@ A file that cannot be used raises BadData with one Problem. Pixels with several 
 channels. The image format is named to SimpleITK, so a wrong suffix does not matter.
 """
 
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,10 @@ from autoseg.image.volume import Grid, Header
 
 HEADER_BYTES = 1 << 16
 GIPL_HEADER_BYTES = 256
+SPACING_LINES = {
+    "nrrd": re.compile(rb"(?im)^(?:spacings|space directions):[^\r\n]*"),
+    "meta": re.compile(rb"(?im)^[ \t]*(?:ElementSpacing|ElementSize)[ \t]*=[^\r\n]*"),
+}
 FORMATS = {
     "nrrd": "NrrdImageIO",
     "meta": "MetaImageIO",
@@ -34,12 +41,11 @@ def read_itk_header(path: Path, case: str, kind: str) -> Header:
 
 def read_itk(path: Path, case: str, kind: str) -> tuple[NDArray[Any], Header]:
     """The voxels (C, i, j, k) in their stored type, and the header."""
-    reader = _judged(path, case, kind)[0]
+    reader, header = _judged(path, case, kind)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise _unreadable(path, case, error) from error
-    header = _header(image, path, case)
     array = sitk.GetArrayFromImage(image)
     components = image.GetNumberOfComponentsPerPixel()
     i, j, k = header.grid.shape
@@ -88,7 +94,23 @@ def _judged(path: Path, case: str, kind: str) -> tuple[Any, Header]:
     size = np.dtype(header.dtype).itemsize if header.dtype != "unknown" else 1
     shape = (*header.grid.shape, header.channels)
     check_declared(path, case, shape, size, factor if stored else UNBOUNDED, max(stored, 1))
-    return reader, header
+    return reader, replace(header, problems=(*header.problems, *_unspaced(path, case, kind, start)))
+
+
+def _unspaced(path: Path, case: str, kind: str, start: bytes) -> Iterator[Problem]:
+    """A warning for a Nrrd or MetaImage header without a spacing: 1 mm is silently taken for it."""
+    if kind not in SPACING_LINES:
+        return
+    line = SPACING_LINES[kind].search(start)
+    if line is None or b"nan" in line[0].lower():
+        found = "no spacing" if line is None else line[0].decode("ascii", "replace").strip()
+        yield Problem(
+            case,
+            "a header says nothing of the voxels' size; 1 mm is taken",
+            f"{path.name} has {found[:80]}",
+            "write the true spacing into the header, or nothing if the voxels are cubes of 1 mm",
+            fatal=False,
+        )
 
 
 def _reader(path: Path, kind: str) -> Any:

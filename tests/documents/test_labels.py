@@ -192,3 +192,15 @@ def test_dataset_json_brings_its_order_of_painting(tmp_path: Any) -> None:
     document = {"channel_names": {"0": "MRI"}, "labels": BRATS, "regions_class_order": [1, 2, 3]}
     write_json(tmp_path / "dataset.json", document)
     assert read_dataset(tmp_path)[0].labels == brats()
+
+
+@pytest.mark.parametrize("name", ["Ignore", "IGNORE", "ignore"])
+def test_ignore_in_any_letters(name: str) -> None:
+    found = parse_labels({"background": 0, "a": 1, name: 2})
+    assert (found.names, found.ignore) == (("background", "a"), 2)
+
+
+@pytest.mark.parametrize("value", [2**31, [1, 2**40], -(2**33)])
+def test_values_that_no_label_map_holds(value: object) -> None:
+    with pytest.raises(AutosegError, match="which no label map can hold"):
+        parse_labels({"background": 0, "a": value})

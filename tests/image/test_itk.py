@@ -68,3 +68,26 @@ def test_four_dimensions_are_refused(tmp_path: Path) -> None:
     for read in (read_itk, read_itk_header):
         with pytest.raises(BadData, match="5 x 4 x 3 x 2"):
             read(tmp_path / "a.nrrd", "a", "nrrd")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("a.nrrd", b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b""),
+        ("a.nrrd", b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b"spacings: NaN NaN NaN\n"),
+        ("a.mha", b"ElementSpacing = 1 1 1\n", b""),
+    ],
+)
+def test_a_header_without_spacing_is_told(
+    tmp_path: Path, name: str, old: bytes, new: bytes
+) -> None:
+    path, array = tmp_path / name, np.ones((3, 4, 5), np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    assert read_itk(path, "a", name[2:].replace("mha", "meta"))[1].problems == ()
+    raw = path.read_bytes()
+    assert old in raw
+    raw = raw.replace(old, new).replace(b"space: left-posterior-superior\n", b"")
+    path.write_bytes(raw.replace(b"space origin: (0,0,0)\n", b""))
+    (problem,) = read_itk(path, "a", name[2:].replace("mha", "meta"))[1].problems
+    assert not problem.fatal
+    assert "1 mm is taken" in problem.what

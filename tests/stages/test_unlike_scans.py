@@ -1,5 +1,6 @@
 """Scans that no network should be shown: blank, of a wrong spacing, beyond the memory there is."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from autoseg.api.data import check
 from autoseg.data import prepare as preparing
 from autoseg.documents.dataset import Case, read_dataset
 from autoseg.documents.labels import LabelSet
@@ -92,6 +94,16 @@ def test_a_wrong_spacing_among_equal_ones_is_an_outlier(
     told = [p for p in _outliers([measure] * 8 + [wide], dataset) if "voxel volume" in p.what]
     assert [p.case for p in told] == ["wide"]
     assert list(_outliers([measure] * 9, dataset)) == []
+
+
+def test_a_structure_in_no_case_is_told(tmp_path: Path, phantoms: Callable[..., Path]) -> None:
+    folder = phantoms(tmp_path, cases=2, test_cases=0)
+    document = json.loads((folder / "dataset.json").read_text())
+    document["labels"]["absent"] = 9
+    (folder / "dataset.json").write_text(json.dumps(document))
+    found = [p for p in check(folder.name, root=tmp_path, workers=1) if "in no case" in p.what]
+    assert [p.fatal for p in found] == [False]
+    assert found[0].found.startswith("absent (value 9)")
 
 
 def replace_spacing(measure, mm: float):
