@@ -62,7 +62,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 AS_STORED = "stored:ijk"
 ROBUST_LIMIT = 8.0
-"""A case is an outlier beyond this many robust standard deviations (1.4826 MAD) of the median."""
+"""A case is an outlier beyond this many robust standard deviations (1.4826 MAD) of the median.
+Where most are the same: beyond a factor of two, or half of the brightness."""
 
 
 def _place(path: Path, folder: Path) -> str:
@@ -284,11 +285,8 @@ def fingerprint(places: DatasetPlaces, *, workers: int = 1, verify: bool = False
         for case, result in over_units(work, todo, workers=workers, bytes_of=_bytes_needed):
             bar.update()
             if isinstance(result, AutosegError):
-                problems.append(
-                    Problem(
-                        case.id, "a case cannot be measured", str(result), "mend that and repeat"
-                    )
-                )
+                fault, fix = "a case cannot be measured", "correct that and repeat"
+                problems.append(Problem(case.id, fault, str(result), fix))
                 continue
             results[case.id], new = result
             redone += new
@@ -441,8 +439,7 @@ def _outliers(measures: list[CaseMeasure], dataset: Dataset) -> Iterator[NamedPr
             continue
         middle = float(np.median(known))
         limit = ROBUST_LIMIT * 1.4826 * float(np.median(np.abs(known - middle)))
-        if limit <= 0:  # most are the same: then a factor of two, or half as bright
-            limit = float(np.log(2)) if unit else abs(middle) / 2
+        limit = limit or (float(np.log(2)) if unit else abs(middle) / 2)
         for measure, value in zip(measures, values, strict=True):
             if value is None or limit <= 0 or abs(value - middle) <= limit:
                 continue
