@@ -191,6 +191,7 @@ def evaluate(
     *,
     dataset: str | None = None,
     tolerance_mm: float | None = None,
+    partial: bool = False,
     output: Path | None = None,
     root: Path | None = None,
     workers: int | None = None,
@@ -201,7 +202,8 @@ def evaluate(
     input: folder of predicted label maps
     reference: folder of reference label maps (default: the dataset's labelsTs, then labelsTr)
     dataset: number or name; says what the label values mean
-    tolerance_mm: tolerance of the surface Dice, NSD (default: 1)
+    tolerance_mm: tolerance of the surface Dice, NSD (default: 1, or two voxels where that is less)
+    partial: score what is there where predictions are missing
     output: also write the report to this JSON file
     root: folder with raw, preprocessed and results (else AUTOSEG_ROOT, else ./autoseg_data)
     workers: processes (default: one for each core)
@@ -213,7 +215,9 @@ def evaluate(
     if output is not None and output.is_dir():
         raise AutosegError(f"{output} is a folder; name a JSON file for the report (-o)")
     places = None if dataset is None else job_of(dataset, root).places
-    report = use.evaluation(input, reference, places, tolerance_mm, processes(workers))
+    report = use.evaluation(
+        input, reference, places, tolerance_mm, processes(workers), partial=partial
+    )
     if output is not None:
         report.write(output)
     return report

@@ -257,6 +257,9 @@ def _notes(report: Report, measured: set[str]) -> list[str]:
 
 
 def _number(value: float | None, digits: int) -> str:
+    """With so many digits behind the point, or as many as show what a small number is."""
+    if value is not None and 0 < abs(value) < 10.0**-digits:
+        return f"{value:.2g}"
     return "-" if value is None else f"{value:.{digits}f}"
 
 

@@ -226,30 +226,45 @@ def evaluation(
     places: DatasetPlaces | None,
     tolerance_mm: float | None,
     workers: int | None,
+    *,
+    partial: bool = False,
 ) -> Report:
-    """The report on a folder of label maps, against a folder or a dataset's own labels."""
-    from autoseg.image.metrics import TOLERANCE_MM
-    from autoseg.stages.evaluate import evaluate, label_files, labels_seen, pairs_of
+    """The report on a folder of label maps, against a folder or a dataset's own labels.
+
+    Raises AutosegError where a reference has no prediction, unless `partial`; of a dataset those of
+    its test cases, where one of them was predicted.
+    """
+    from autoseg.stages.evaluate import check_complete, evaluate, label_files, labels_seen, pairs_of
 
     if tolerance_mm is not None and not 0 <= tolerance_mm < math.inf:
         raise AutosegError(f"--tolerance-mm {tolerance_mm:g} must be a length in mm")
     references: dict[str, Path] = {}
+    test: dict[str, Path] = {}
+    twice: set[str] = set()
     name, labels = folder.name, None
     if places is not None:
         dataset, _ = read_dataset(places.raw)
         name, labels = dataset.name, dataset.labels
-        references = {
-            c.id: c.label for c in (*dataset.cases, *dataset.test_cases) if c.label is not None
-        }
+        trained = {c.id: c.label for c in dataset.cases if c.label is not None}
+        test = {c.id: c.label for c in dataset.test_cases if c.label is not None}
+        references, twice = trained | test, trained.keys() & test.keys()
     if reference is not None:
-        references = label_files(reference)
+        references = test = label_files(reference)
+        twice = set()
     elif places is None:
         raise AutosegError("`autoseg evaluate` needs the references: -r FOLDER or -d DATASET")
     pairs = pairs_of(folder, references)
+    for case in sorted(twice & pairs.keys()):
+        raise AutosegError(
+            f"{case} is a case of {name}'s training and of its test, so its reference is not known; "
+            "name the folder of the references with -r"
+        )
+    if test.keys() & pairs.keys():
+        check_complete(pairs, test, partial=partial)
     return evaluate(
         pairs,
         labels or labels_seen(pairs),
         dataset=name,
-        tolerance_mm=TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+        tolerance_mm=tolerance_mm,
         workers=max(1, workers if workers is not None else cores()),
     )

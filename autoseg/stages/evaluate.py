@@ -1,6 +1,8 @@
 """Predictions × references → report: every pair is compared on its own grid, case by case."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,13 +12,17 @@ from tqdm import tqdm
 from autoseg.documents.dataset import suffix_of
 from autoseg.documents.labels import LabelSet
 from autoseg.documents.report import CaseScores, Report, build_report, label_scores
-from autoseg.errors import AutosegError, BadData, Problem, nearest
+from autoseg.errors import AutosegError, BadData, Problem, counted, nearest
 from autoseg.files import explaining
 from autoseg.image.checks import check_label_values, check_same_grid
 from autoseg.image.metrics import TOLERANCE_MM, measure_labels, without_surfaces
-from autoseg.image.reading import read_labels
+from autoseg.image.reading import read_header, read_labels
 from autoseg.pool import over_units
 
+log = logging.getLogger(__name__)
+
+VOXELS = 2
+"""Edges of a voxel that are a tolerance where 1 mm is more."""
 AS_ARRAYS = "stored"
 """Scores do not depend on the axes; the file's order, slowest axis first, spares a copy."""
 UNLABELLED = "not wholly labelled"
@@ -57,12 +63,50 @@ def pairs_of(predictions: Path, references: Mapping[str, Path]) -> dict[str, tup
     return {case: (path, references[case]) for case, path in predicted.items()}
 
 
+def check_complete(
+    pairs: Mapping[str, tuple[Path, Path]], expected: Iterable[str], *, partial: bool
+) -> None:
+    """Raises AutosegError for cases that have a reference and no prediction, unless `partial`.
+
+    A mean over the others would hide what was not found at all.
+    """
+    missing = sorted(set(expected) - set(pairs))
+    if not missing:
+        return
+    names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    found = f"{counted(len(missing), 'reference')} without a prediction: {names}"
+    if not partial:
+        raise AutosegError(f"{found}; predict them too, or score the others with --partial")
+    log.warning("%s; the scores are those of the other %d", found, len(pairs))
+
+
+def tolerance_for(pairs: Mapping[str, tuple[Path, Path]]) -> float:
+    """The tolerance of the surface Dice, in mm, where nobody says one: 1 mm, or what voxels allow.
+
+    With voxels of micrometres 1 mm would take every surface for found: it is then twice the longest
+    edge of a voxel, of the median case.
+    """
+    edges = []
+    for _, reference in pairs.values():
+        with suppress(AutosegError):  # what cannot be read is told when it is scored
+            edges.append(max(read_header(reference).grid.spacing_mm))
+    return min([TOLERANCE_MM] + ([float(f"{VOXELS * np.median(edges):.3g}")] if edges else []))
+
+
 def labels_seen(pairs: Mapping[str, tuple[Path, Path]]) -> LabelSet:
     """The labels that the files themselves hold, named by their values, where no dataset says more."""
-    values = {0}
+    found: tuple[set[int], set[int]] = (set(), set())
     for pair in pairs.values():
-        for path in pair:
-            values |= {int(v) for v in np.unique(read_labels(path, AS_ARRAYS)[0].array)}
+        for side, path in zip(found, pair, strict=True):
+            side |= {int(v) for v in np.unique(read_labels(path, AS_ARRAYS)[0].array)}
+    predicted, referenced = (sorted(side - {0}) for side in found)
+    if predicted and referenced and not set(predicted) & set(referenced):
+        log.warning(
+            "the predictions hold %s and the references %s: no value stands on both sides, so every "
+            "Dice is 0; give both the same values", *(", ".join(map(str, side[:5])) for side in
+                                                      (predicted, referenced)),
+        )  # fmt: skip
+    values = {0, *predicted, *referenced}
     if len(values) < 2:
         raise AutosegError("no label map holds anything but 0: there is nothing to score")
     ordered = sorted(values)
@@ -114,7 +158,7 @@ def evaluate(
     labels: LabelSet,
     *,
     dataset: str,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: float | None = None,
     surfaces: bool = True,
     workers: int = 1,
     made_by: Sequence[str | None] = (None, None, None),
@@ -122,8 +166,10 @@ def evaluate(
 ) -> Report:
     """The report on `pairs` (case id -> prediction, reference). Raises BadData for all bad pairs.
 
-    `made_by` names plan, configuration and run.
+    `made_by` names plan, configuration and run. Without `tolerance_mm` it follows the voxels.
     """
+    if tolerance_mm is None:
+        tolerance_mm = tolerance_for(pairs) if surfaces else TOLERANCE_MM
     score = partial(score_case, labels=labels, tolerance_mm=tolerance_mm, surfaces=surfaces)
     scored: list[CaseScores] = []
     failed: list[Problem] = []
