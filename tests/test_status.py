@@ -169,3 +169,31 @@ def test_status_as_text_names_every_dataset(shell, tiny: Path) -> None:
         "Dataset001_Phantom", "Dataset012_Other",
     ]  # fmt: skip
     assert shell("autoseg status -d 12").out.splitlines()[0] == "Dataset012_Other"
+
+
+def test_one_unreadable_run_is_named_and_the_others_are_told(shell, trained: Path) -> None:
+    other = Path(shutil.copytree(trained / FOLD, trained / FOLD.replace("default/fold", "x/fold")))
+    (other / "run.json").write_text('{"schema": 1, "of a later version": 1}')
+    found = rows(shell)
+    assert found[FOLD_TITLE] == ("done", "step 8")
+    assert found["fold 0 of 3d_fullres (default/x)"][0] == "unreadable"
+
+
+def test_asking_needs_no_right_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock is looked at without being opened for writing, and seen where it is held."""
+    from autoseg.files import Lock, is_locked
+
+    path, whole = tmp_path / "lock", builtins.open
+    path.touch()
+
+    def reading(file, mode="r", *rest, **more):
+        if file == path and set(mode) & set("wax+"):
+            raise PermissionError(13, "read-only", str(file))
+        return whole(file, mode, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", reading)
+        assert not is_locked(path)
+    with Lock(path, "it"), monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", reading)
+        assert is_locked(path)

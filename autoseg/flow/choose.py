@@ -54,6 +54,11 @@ def groups_of(places: DatasetPlaces) -> dict[Key, list[Fold]]:
     """The trained folds of each plan, configuration and run."""
     groups: dict[Key, list[Fold]] = {}
     for one in trained_folds(places):
+        try:
+            RunSpec.read(one.run)
+        except AutosegError as error:
+            log.warning("%s is left out: %s", one.folder, str(error).splitlines()[0])
+            continue
         key = (one.folder.parts[-4], one.folder.parts[-3], one.folder.parts[-2])
         groups.setdefault(key, []).append(one)
     return groups
@@ -107,7 +112,7 @@ def by_hand(places: DatasetPlaces, groups: dict[Key, list[Fold]], wish: Wish) ->
     if not fitting:
         raise AutosegError(f"no trained model of {places.name} is that; there is: {there}")
     if not wish.configurations:
-        key = max(fitting, key=lambda k: (_validated(fitting[k]), k[1] == "3d_fullres"))
+        key = best_validated(fitting)
         if len(fitting) > 1:
             log.info("using plan %s, configuration %s, run %s: its validation Dice is the best",
                      *key)  # fmt: skip
@@ -121,7 +126,7 @@ def by_hand(places: DatasetPlaces, groups: dict[Key, list[Fold]], wish: Wish) ->
                 + nearest(name, [key[1] for key in groups])
                 + f"; there is: {there}"
             )
-        keys.append(max(known, key=lambda k: _validated(fitting[k])))
+        keys.append(best_validated({key: fitting[key] for key in known}))
     return model_from(places, groups, keys, wish.folds)
 
 
@@ -166,12 +171,43 @@ def _folds(key: Key, there: Sequence[Fold], wanted: Sequence[str]) -> list[Fold]
     return [f for f in there if f.folder.name != ALL] or list(there)
 
 
-def _validated(folds: Sequence[Fold]) -> float:
-    """The mean validation Dice of the folds that were validated, 0 if none was."""
-    reports = [f.validation / "report.json" for f in folds]
-    scores = [Report.read(path).mean_dice for path in reports if path.exists()]
-    known = [s for s in scores if s is not None]
-    return sum(known) / len(known) if known else 0.0
+def best_validated(groups: dict[Key, list[Fold]]) -> Key:
+    """The group with the highest validation Dice, each compared on the cases that both held out.
+
+    Means over different cases say which cases are easy. The group with the most cases is compared
+    with each of the others; one that was not validated loses. Raises AutosegError where two have no
+    case in common.
+    """
+    scores = {key: _validated(_folds(key, folds, ())) for key, folds in groups.items()}
+    order = sorted(scores, key=lambda k: (-len(scores[k]), k[1] != "3d_fullres"))
+    best = order[0]
+    for other in order[1:]:
+        if not scores[other]:
+            continue
+        common = scores[best].keys() & scores[other].keys()
+        if not common:
+            raise AutosegError(
+                "the validations of {}/{}/{} and {}/{}/{} have no case in common, so which is better "
+                "is not known; choose with --configuration, --plan and --run".format(*best, *other)
+            )
+        theirs, ours = (sum(scores[key][case] for case in common) for key in (other, best))
+        if theirs > ours or (theirs == ours and other[1] == "3d_fullres" != best[1]):
+            best = other
+    return best
+
+
+def _validated(folds: Sequence[Fold]) -> dict[str, float]:
+    """Case id -> its mean Dice, of the cases that the folds were validated on."""
+    found: dict[str, float] = {}
+    for fold in folds:
+        path = fold.validation / "report.json"
+        try:
+            cases = Report.read(path).cases if path.exists() else ()
+        except AutosegError as error:
+            log.warning("%s counts as not validated: %s", fold.folder, str(error).splitlines()[0])
+            continue
+        found |= {case.case: case.mean_dice for case in cases if case.mean_dice is not None}
+    return found
 
 
 def chosen_model(places: DatasetPlaces, wish: Wish | None = None) -> "Model | None":

@@ -61,7 +61,10 @@ def _fold_rows(places: DatasetPlaces, folder: Path, dataset: Dataset | None) -> 
     title = f"{name.replace('_', ' ')} of {configuration} ({plan_name}/{run})"
     if not one.run.exists():
         return [Row(title, "missing", "nothing was begun")]
-    spec, why = RunSpec.read(one.run), ""
+    try:
+        spec, why = RunSpec.read(one.run), ""
+    except AutosegError as error:
+        return [Row(title, "unreadable", str(error).splitlines()[0])]
     try:
         if dataset is not None and places.plan(plan_name).exists():
             job = Job(places, plan_name, configuration, run, spec.fold)
