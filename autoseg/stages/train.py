@@ -6,6 +6,7 @@ in the journal before it is used, and is read from there when the run goes on.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from autoseg.data.store import StoredCases
 from autoseg.device import is_card, out_of_memory, pick_device
 from autoseg.documents.plan import Training
 from autoseg.documents.run import RunSpec, append_line, forget_after, keep_until, lines
-from autoseg.errors import AutosegError, Interrupted, OutOfMemory
+from autoseg.errors import AutosegError, Interrupted, OutOfMemory, counted
 from autoseg.files import Lock
 from autoseg.learn.begin import begin
 from autoseg.learn.loop import advance
@@ -62,6 +63,8 @@ NO_CODE = "could not create a primitive"
 NO_RAM = ("DefaultCPUAllocator", "could not create a memory", NO_CODE)
 """What torch's and oneDNN's messages say when the machine's own memory is at its end."""
 MOST_WORKERS = 8
+FEW_STEPS = 50
+"""A time that holds fewer is told."""
 ENDLESS = 2**31
 """Where the batches end: the pace, which may be decided anew, ends the run before."""
 
@@ -191,6 +194,8 @@ def train(
         if not begin(fold, spec, stamp, redo=redo):
             if manner.profile:
                 log.warning("%s is trained already, there are no steps to profile", name)
+            elif time_s is not None:
+                log.info("%s is trained already; --redo trains it anew", name)
             return False
         with signals_noted() as stopped, memory_watched(name, spec):
             _train(places, fold, spec, pick_device(device), workers, time_s, began, stopped,
@@ -410,6 +415,10 @@ def _set_deadline(fold: Fold, run: Run, clock: Clock, patches: PatchSchedule) ->
     if run.step > 0:
         return
     total = max(1, int(clock.left() / seconds))
+    if total < FEW_STEPS:
+        more = math.ceil((FEW_STEPS - total) * seconds)
+        log.warning("--time %.0f s holds only %s, too few to learn much; %d s more hold %d",
+                    clock.total_s, counted(total, "step"), more, FEW_STEPS)  # fmt: skip
     append_line(
         fold.journal,
         {"event": "pace", "step": 0, "total": total,

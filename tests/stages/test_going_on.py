@@ -105,3 +105,15 @@ def test_an_empty_document_is_made_again(shell, trained: Path, damaged: str) -> 
     # pins is known to nobody else: it is kept as if it was edited
     if "begun" not in damaged and not damaged.endswith("plans/default/stamp.json"):
         assert (trained / damaged).stat().st_size > 0
+
+
+def test_a_time_that_holds_few_steps_is_told(shell, tiny: Path, monkeypatch) -> None:
+    """And one for a fold that is trained already changes nothing, which is told too."""
+    from autoseg.learn.patches import PatchSchedule
+
+    monkeypatch.setattr(PatchSchedule, "seconds_ahead", lambda self, step: 60.0)
+    said = shell("autoseg train 1 3d_fullres 0 --workers 0 --time 100s --steps 2")
+    assert said.code == 0, said.err
+    assert "holds only 1 step, too few to learn much;" in said.err
+    said = shell("autoseg train 1 3d_fullres 0 --workers 0 --time 200s")
+    assert "is trained already; --redo trains it anew" in said.err
