@@ -51,16 +51,24 @@ Key = tuple[str, str, str]
 
 
 def groups_of(places: DatasetPlaces) -> dict[Key, list[Fold]]:
-    """The trained folds of each plan, configuration and run."""
+    """The trained folds of each plan, configuration and run; what cannot be read is told, and left out.
+
+    Raises AutosegError where nothing else is there.
+    """
     groups: dict[Key, list[Fold]] = {}
+    unreadable: list[AutosegError] = []
     for one in trained_folds(places):
         try:
             RunSpec.read(one.run)
         except AutosegError as error:
-            log.warning("%s is left out: %s", one.folder, str(error).splitlines()[0])
+            unreadable.append(error)
             continue
         key = (one.folder.parts[-4], one.folder.parts[-3], one.folder.parts[-2])
         groups.setdefault(key, []).append(one)
+    if unreadable and not groups:
+        raise unreadable[0]
+    for one_error in unreadable:
+        log.warning("left out: %s", " ".join(str(one_error).split()))
     return groups
 
 

@@ -61,5 +61,5 @@ def test_one_that_was_not_validated_or_cannot_be_read_loses(
     assert "counts as not validated" in caplog.text
     good[0].weights.touch()
     good[0].run.write_text('{"schema": 1, "of a later version": 1}')
-    assert groups_of(DatasetPlaces("D", tmp_path, tmp_path, tmp_path)) == {}
-    assert "is left out" in caplog.text
+    with pytest.raises(AutosegError, match="of a later version"):
+        groups_of(DatasetPlaces("D", tmp_path, tmp_path, tmp_path))
