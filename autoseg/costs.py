@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from autoseg.documents.labels import LabelSet
+from autoseg.documents.labels import LabelSet, Region
 from autoseg.documents.model import Precision
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.plan import Training
@@ -39,29 +39,29 @@ COSTLY = (
 class StepBytes:
     """Peak bytes of training steps on a card, as they are computed on shapes.
 
-    Called with (network, patch, batch). Counted in `precision`, with the fields of `recipe` (the
-    network's authors' optimiser), unless a person pinned others.
+    Called with (network, patch, batch). Counted in `precision`, with the loss for `labels` and the
+    fields of `recipe` (the network's authors' optimiser), unless a person pinned others.
     """
 
     pins: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "bfloat16"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    labels: LabelSet | None = None
+    """None: as many classes as the network has outputs."""
 
     def __call__(self, network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
-        from autoseg.learn.losses import deeply, dice_ce
-        from autoseg.learn.optimisers import optimiser
-        from autoseg.nets.cost import training_bytes
-
         train = training_of(network, batch, self.pins, self.recipe)
-        return training_bytes(
-            network,
-            patch_vox,
-            batch,
-            precision=self.precision if train.precision == "auto" else train.precision,
-            loss=deeply(dice_ce(train), train.supervision),
-            optimiser=partial(optimiser, train),
-            average=train.ema_share > 0,
-        )
+        precision = self.precision if train.precision == "auto" else train.precision
+        labels = self.labels or labels_for(network)
+        return TrainedBytes(train, labels, precision, on_card=True)(network, patch_vox, batch)
+
+
+def labels_for(network: NetworkSpec) -> LabelSet:
+    """Labels that give a network its outputs: a class each, or for a single output one region."""
+    count = max(2, network.classes)
+    names = ("background", *(f"class {k}" for k in range(1, count)))
+    regions = (Region(name="region", classes=(1,), paint=1),) if network.classes == 1 else ()
+    return LabelSet(names=names, values=tuple(range(count)), regions=regions)
 
 
 def training_of(
@@ -136,8 +136,9 @@ class StepTimes:
         precision: Precision = "float32",
         pins: Mapping[str, Any] | None = None,
         recipe: Mapping[str, Any] | None = None,
+        labels: LabelSet | None = None,
     ) -> None:
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.labels = device, precision, labels
         self.pins, self.recipe = pins or {}, recipe or {}
         self.pool: ProcessPoolExecutor | None = None
         self.known: dict[tuple[NetworkSpec, tuple[int, ...], int], float] = {}
@@ -162,7 +163,8 @@ class StepTimes:
     def _on_cores(
         self, pool: ProcessPoolExecutor, network: NetworkSpec, patch: tuple[int, ...], batch: int
     ) -> float:
-        return pool.submit(timed_step, network, patch, batch).result()
+        labels = self.labels or labels_for(network)
+        return pool.submit(timed_step, network, patch, batch, labels).result()
 
     def _on_card(
         self, pool: ProcessPoolExecutor, network: NetworkSpec, patch: tuple[int, ...], batch: int
@@ -170,7 +172,8 @@ class StepTimes:
         """Infinite where the card, its driver or the child fails: a plan can do without."""
         train = training_of(network, batch, self.pins, self.recipe)
         precision = self.precision if train.precision == "auto" else train.precision
-        ask = pool.submit(timed_step_on_card, network, patch, train, self.device, precision)
+        labels = self.labels or labels_for(network)
+        ask = pool.submit(timed_step_on_card, network, patch, train, labels, self.device, precision)
         try:
             return ask.result()
         except Exception as error:
@@ -180,11 +183,14 @@ class StepTimes:
             return inf
 
 
-def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> float:
+def timed_step(
+    network: NetworkSpec, patch_vox: tuple[int, ...], batch: int, labels: LabelSet
+) -> float:
     """Seconds of one training step of a network on all cores, as `train` would do it."""
     from torch import device
 
     from autoseg.learn.cores import usable_cores
+    from autoseg.learn.losses import loss_of
     from autoseg.learn.trial import seconds_per_step, trial_step
     from autoseg.learn.variants import Variant
     from autoseg.nets.build import build
@@ -194,7 +200,11 @@ def timed_step(network: NetworkSpec, patch_vox: tuple[int, ...], batch: int) -> 
     # where others use the cores too, one thread can be faster than all
     variants = [Variant("float32", "channels_last", n) for n in {usable_cores(), 1}]
     return min(
-        seconds_per_step(trial_step(build(network), train, shape, network.classes, v), v, cpu)
+        seconds_per_step(
+            trial_step(build(network), train, shape, labels.count, v, loss_of(train, labels)),
+            v,
+            cpu,
+        )
         for v in variants
     )
 
@@ -203,11 +213,13 @@ def timed_step_on_card(
     network: NetworkSpec,
     patch_vox: tuple[int, ...],
     train: Training,
+    labels: LabelSet,
     device: str,
     precision: Precision,
 ) -> float:
     """Seconds of one training step on a card in its faster layout; infinite where neither fits."""
     from autoseg.device import out_of_memory, pick_device, release_card_memory
+    from autoseg.learn.losses import loss_of
     from autoseg.learn.trial import seconds_per_step, trial_step
     from autoseg.learn.variants import Layout, Variant
     from autoseg.nets.build import build
@@ -218,7 +230,10 @@ def timed_step_on_card(
     for layout in layouts:
         variant = Variant(precision, layout)
         try:
-            step = trial_step(build(network).to(place), train, shape, network.classes, variant)
+            step = trial_step(
+                build(network).to(place), train, shape, labels.count, variant,
+                loss_of(train, labels),
+            )  # fmt: skip
             least = min(least, seconds_per_step(step, variant, place))
         except RuntimeError as error:
             if not out_of_memory(error):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autoseg import costs
-from autoseg.costs import StepTimes, timed_step_on_card, training_of
+from autoseg.costs import StepTimes, labels_for, timed_step_on_card, training_of
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.presets.table import network_spec
 from autoseg.stages.plan import Request, current_plan, device_for, times_on
@@ -21,6 +21,7 @@ from tests.rules.made import fingerprint
 
 SMALL = network_spec("plain", 1, 2, (4, 8), ((1, 1), (2, 2)), ((3, 3), (3, 3)))
 PATCH = (16, 16)
+LABELS = labels_for(SMALL)
 
 
 class Inline:
@@ -46,11 +47,11 @@ class Inline:
 def test_a_step_is_timed_on_a_card_or_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     train = training_of(SMALL, 2, {}, {"optimiser": "adamw", "lr": 1e-3})
     with simulated(monkeypatch, card(8), card(8), limit=2**26) as cards:
-        seconds = timed_step_on_card(SMALL, PATCH, train, "cuda:1", "float32")
+        seconds = timed_step_on_card(SMALL, PATCH, train, LABELS, "cuda:1", "float32")
         assert isfinite(seconds) and seconds > 0
         assert set(cards.waited) == {1}
     with simulated(monkeypatch, card(8), limit=2**14) as cards:
-        assert timed_step_on_card(SMALL, PATCH, train, "cuda", "float32") == inf
+        assert timed_step_on_card(SMALL, PATCH, train, LABELS, "cuda", "float32") == inf
         assert cards.memory is not None and cards.memory.refused == 2
 
 
@@ -75,7 +76,7 @@ def test_the_step_that_is_timed_is_the_plans(monkeypatch: pytest.MonkeyPatch) ->
     with times:
         assert times(SMALL, PATCH, 2) == times(SMALL, PATCH, 2) == 0.125
     assert isinstance(times.pool, Inline)
-    ((name, network, patch, train, device, precision),) = times.pool.calls
+    ((name, network, patch, train, _, device, precision),) = times.pool.calls
     assert (name, network, patch) == ("timed_step_on_card", SMALL, PATCH)
     assert (device, precision) == ("cuda:1", "float16")
     assert (train.optimiser, train.momentum, train.batch_size) == ("adamw", 0.5, 2)

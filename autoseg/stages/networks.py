@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autoseg.costs import StepBytes, operations, parameter_count, prediction_bytes, timed_step
+from autoseg.costs import (
+    StepBytes,
+    labels_for,
+    operations,
+    parameter_count,
+    prediction_bytes,
+    timed_step,
+)
 from autoseg.documents.networks.family import NetworkSpec
 from autoseg.documents.presets.table import PRESETS, network_spec, preset_named
 from autoseg.errors import AutosegError, PlanError
@@ -161,4 +168,4 @@ def timed(grid: Grid, cost: NetworkCost) -> NetworkCost:
     if cost.fault:
         return cost
     spec, patch = network_on(grid, cost.name)
-    return replace(cost, seconds=timed_step(spec, patch, grid.batch))
+    return replace(cost, seconds=timed_step(spec, patch, grid.batch, labels_for(spec)))

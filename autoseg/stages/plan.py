@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.costs import StepBytes, StepTimes, operations
 from autoseg.documents.fingerprint import Fingerprint
+from autoseg.documents.labels import LabelSet
 from autoseg.documents.plan import Plan, read_plan
 from autoseg.documents.presets.table import preset_named
 from autoseg.errors import AutosegError, Stale
@@ -76,10 +77,11 @@ def card_there(device: str | None) -> "tuple[torch.device, CardFacts] | None":
     return (place, card_facts(place)) if is_card(place) else None
 
 
-def device_for(request: Request, device: str | None) -> Device:
+def device_for(request: Request, device: str | None, labels: LabelSet | None = None) -> Device:
     """What the plan is to be fitted to: a card of so much memory, or this machine's cores.
 
-    Raises AutosegError for a device that is not there, or none.
+    `labels` decide the loss that is counted with a step. Raises AutosegError for a device that is
+    not there, or none.
     """
     given = request.gpu_memory_gb
     try:
@@ -92,7 +94,7 @@ def device_for(request: Request, device: str | None) -> Device:
         return Device(None, "no card is there", operations_of=operations)
     recipe = _recipe(request)
     if found is None or _for_another(given, found[1]):
-        step_bytes = StepBytes(request.pins, recipe=recipe)
+        step_bytes = StepBytes(request.pins, recipe=recipe, labels=labels)
         return Device(given, "given by you", step_bytes, operations)
     place, facts = found
     memory = facts.memory_gb if given is None else given
@@ -100,7 +102,7 @@ def device_for(request: Request, device: str | None) -> Device:
     return Device(
         memory,
         "the card that is there" if given is None else "given by you",
-        StepBytes(request.pins, facts.precision, recipe),
+        StepBytes(request.pins, facts.precision, recipe, labels),
         operations,
         precision=facts.precision,
         card=facts.name,
@@ -108,12 +110,12 @@ def device_for(request: Request, device: str | None) -> Device:
     )
 
 
-def times_on(request: Request, device: Device) -> StepTimes:
+def times_on(request: Request, device: Device, labels: LabelSet | None = None) -> StepTimes:
     """What times the steps of a plan for `device`: on its card if that is there, else on cores."""
     if not device.card:
-        return StepTimes()
+        return StepTimes(labels=labels)
     recipe = _recipe(request)
-    return StepTimes(device.place, device.precision, request.pins, recipe)
+    return StepTimes(device.place, device.precision, request.pins, recipe, labels)
 
 
 def _recipe(request: Request) -> dict[str, Any]:
@@ -233,8 +235,8 @@ def _made(
     fingerprint: Fingerprint, name: str, asked: Request, previous: Plan | None, device: str | None
 ) -> Plan:
     """What the rules decide for a request."""
-    found = device_for(asked, device)
-    with times_on(asked, found) as times:
+    found = device_for(asked, device, fingerprint.label_set)
+    with times_on(asked, found, fingerprint.label_set) as times:
         if found.card or (found.memory_gb is None and asked.minutes is not None):
             found = replace(found, seconds_of=times)
         ask = Ask(

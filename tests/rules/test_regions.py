@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from autoseg.costs import StepBytes, operations, timed_step
 from autoseg.documents.fingerprint import Fingerprint
 from autoseg.documents.plan import Plan
 from autoseg.errors import PlanError
@@ -11,7 +12,7 @@ from autoseg.rules import nnunet
 from autoseg.rules.budget import fit_patch
 from autoseg.rules.configuration import Setting, element_budget
 from autoseg.rules.planner import make_plan
-from autoseg.rules.world import Ask, Pins, see_world
+from autoseg.rules.world import Ask, Device, Pins, see_world
 from tests.rules.made import CARD, CORES, fingerprint
 
 REGIONS = [
@@ -114,9 +115,55 @@ def test_nnunets_budget_counts_the_labels_that_dataset_json_names(
     pins = Pins({})
     world, _ = see_world(found, ask, pins)
     setting = Setting("3d_fullres", found, ask, pins, world, None, 1)
-    mine = element_budget(setting)
+    mine = element_budget(setting, nnunet.PRESETS["plain"])
     fitted = fit_patch(world.spacing_mm, world.median_vox, mine).value
     theirs = nnunet.element_budget(nnunet.PRESETS["plain"], 3, 1, named, 8.0)
     assert mine.cost_of(fitted, 2) == theirs.cost_of(fitted, 2)
     other = nnunet.element_budget(nnunet.PRESETS["plain"], 3, 1, named + 1, 8.0)
     assert mine.cost_of(fitted, 2) != other.cost_of(fitted, 2)
+
+
+def outputs(number: int, *, regions: bool) -> Fingerprint:
+    """A small dataset whose network has so many outputs: regions, or background and classes."""
+    document = fingerprint(shape=(48, 48, 40), spacing_mm=(1.0, 1.0, 1.0), lesion_vox=300).dump()
+    values = range(1, max(2, number if not regions else number + 1))
+    document["labels"] = [
+        document["labels"][0] | {"name": f"label {v}", "value": v} for v in values
+    ]
+    for case in document["cases"]:
+        for key in ("label_voxels", "label_components", "label_component_vox"):
+            case[key] = case[key][:1] * len(values)
+    if regions:
+        document["regions"] = [
+            {"name": f"region {k}", "classes": [k], "paint": k} for k in range(1, number + 1)
+        ]
+    return Fingerprint.parse(document, "made")
+
+
+@pytest.mark.parametrize("regions", [True, False])
+@pytest.mark.parametrize("number", [1, 2, 117])
+def test_every_planner_can_plan_any_number_of_outputs(number: int, regions: bool) -> None:
+    """A dataset with a single region ended in a ZeroDivisionError where a step was computed."""
+    found = outputs(number, regions=regions)
+    count = number if regions else max(2, number)
+    card = Device(8.0, "given", StepBytes(labels=found.label_set), operations)
+    for ask in (
+        Ask(device=card, pins={"width": 4, "patch_vox": [16, 16, 16], "batch_size": 2}),
+        Ask(device=card, planner="nnunet"),
+        Ask(device=CORES, minutes=2.0),
+    ):
+        made = make_plan(found, ask)
+        assert {c.network.classes for c in made.configurations.values()} == {count}
+
+
+def test_a_step_of_one_region_is_timed_and_its_bytes_are_counted() -> None:
+    found = outputs(1, regions=True)
+    pins = {"width": 4, "patch_vox": [16, 16, 16], "batch_size": 2}
+    network = make_plan(found, Ask(device=CORES, pins=pins)).configurations["3d_fullres"].network
+    assert timed_step(network, (16, 16, 16), 2, found.label_set) > 0
+    assert StepBytes()(network, (16, 16, 16), 2) > 0
+    # regions and classes are told apart: two regions keep other numbers than two classes
+    regions, classes = outputs(2, regions=True), outputs(2, regions=False)
+    two = make_plan(regions, Ask(device=CORES, pins=pins)).configurations["3d_fullres"].network
+    counted = [StepBytes(labels=x.label_set)(two, (32, 32, 32), 2) for x in (regions, classes)]
+    assert counted[0] != counted[1]
