@@ -27,7 +27,8 @@ def rows(asked: Asked) -> Iterator[Row]:
     import torch
 
     from autoseg.data.batches import Batches, BatchSpec
-    from autoseg.data.store import StoredCases, write_case
+    from autoseg.data.store import StoredCases
+    from autoseg.data.writing import write_case
     from autoseg.device import pick_device, synchronise
     from autoseg.documents.plan import Augmentation, Sampling
 

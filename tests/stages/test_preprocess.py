@@ -140,6 +140,7 @@ def test_cases_that_another_command_prepares_are_waited_for(
     thread = threading.Thread(target=other_command)
     thread.start()
     with caplog.at_level("WARNING"):
+        caplog.clear()  # what was said while measuring
         stage.preprocess(places, dataset, measured, wanted)
     thread.join()
     assert made == [second]
