@@ -65,7 +65,7 @@ def test_a_card_may_say_in_several_ways_that_a_step_has_no_room(
     monkeypatch.setattr("autoseg.learn.trial.seconds_per_step", full)
     train = training_of(SMALL, 2, {}, {})
     with simulated(monkeypatch, card(8)):
-        assert timed_step_on_card(SMALL, PATCH, train, "cuda", "float32") == inf
+        assert timed_step_on_card(SMALL, PATCH, train, LABELS, "cuda", "float32") == inf
 
 
 def test_the_step_that_is_timed_is_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
